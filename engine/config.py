@@ -760,7 +760,8 @@ class SnapshotsConfig(Section):
     """Images that must observe a point; others stay in the map but out of snapshots."""
     train: bool = False
     """Whether train/ follows the snapshots: undistorted keyframe images, sparse/0 and
-    transforms.json, which a splat trainer reads while the run goes on."""
+    transforms.json, for a splat trainer that reads while the run goes on. It takes the disk space
+    of the images once more."""
 
 
 class ViewsConfig(Section):

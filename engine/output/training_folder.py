@@ -1,16 +1,15 @@
-"""``train/``: the latest snapshot for a splat trainer that reads while the run goes on.
+"""``train``: the latest snapshot for a splat trainer that reads while the run goes on.
 
-    images/  masks/               undistorted; an image is written once and never again
-    versions/000007/sparse/0/     PINHOLE model of a snapshot: *.bin, points3D.ply
+    train -> training/000007      replaced in one step
+    training/000007/sparse/0/     PINHOLE model of a snapshot: *.bin, points3D.ply
                     transforms.json, image_names.csv
-                    images -> ../../images, masks -> ../../masks
-    latest -> versions/000007     replaced in one step
-    sparse -> latest/sparse       for readers that are given train/ itself
-    transforms.json -> latest/transforms.json
-    state.json                    which files belong to which image and calibration
+                    images/, masks/     hard links
+    training/images/, masks/      undistorted; an image is written once and never again
+    training/state.json           which files belong to which image and calibration
 
-A version is a whole training set and never changes, so a reader that resolves ``latest`` once sees
-one state of the map. One that opens file after file below ``sparse`` may open files of two.
+A version is a whole training set without links to elsewhere, and never changes: a reader that
+resolves ``train`` once sees one state of the map, for as long as eight updates take. One that opens
+file after file by ``train`` itself may open files of two versions.
 
 Images are undistorted by the calibration of the time. Later the map has another: as long as the
 images are still those of some PINHOLE camera, to a fraction of a pixel, only the parameters of that
@@ -21,8 +20,10 @@ images are written anew, under new names, before a version names them.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ from engine.output.flat_names import FlatNames
 from engine.output.journal import encode_mask, mask_name
 from engine.output.model_writing import write_model
 from engine.output.nerfstudio import TRANSFORMS_NAME, transforms_record
-from engine.output.run_folder import MASKS_FOLDER, TRAIN_FOLDER
+from engine.output.run_folder import MASKS_FOLDER, TRAIN_LINK, TRAINING_FOLDER
 from engine.output.sparse_ply import write_sparse_ply
 from engine.output.undistortion import (
     PinholeWarp,
@@ -66,10 +67,9 @@ IMAGE_NAMES = "image_names.csv"
 
 _STATE = "state.json"
 _IMAGES = "images"
-_VERSIONS = "versions"
-_LATEST = "latest"
 _MAX_STATE_BYTES = 2**28
 _MAX_SHIFT_RATIO = 1 / 2000  # of the longer edge, that pixels may be off their PINHOLE camera's
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
 _NUM_KEPT = 8  # versions: who reads one has so many updates time
 _MIN_IMAGES = 2  # of a version
 _NAMES_HEADER = ("image", "frame", "camera_id", "generation")
@@ -95,7 +95,7 @@ class _Generation:
 
 
 class TrainingFolder:
-    """Keeps ``train/`` of a run up to date with snapshots. One thread at a time.
+    """Keeps ``train`` of a run up to date with snapshots. One thread at a time.
 
     Args:
         run_path: the run folder.
@@ -104,7 +104,7 @@ class TrainingFolder:
 
     def __init__(self, run_path: Path, *, jpeg_quality: int) -> None:
         self._run_path = run_path
-        self._path = run_path / TRAIN_FOLDER
+        self._path = run_path / TRAINING_FOLDER
         self._jpeg_quality = jpeg_quality
         self._generations: dict[int, _Generation] = {}  # by camera
         self._mask_stamps: dict[str, str] = {}  # of the masks in the run, by flat name
@@ -118,11 +118,11 @@ class TrainingFolder:
         return self._run_path
 
     def update(self, snapshot: Path, *, between: Callable[[], None]) -> TrainingFigures | None:
-        """Writes a version of the first map of a snapshot and makes it ``latest``.
+        """Writes a version of the first map of a snapshot and makes it ``train``.
 
         Args:
             snapshot: its folder, which must not be replaced meanwhile.
-            between: is called before each file; what it raises ends the update, and ``latest``
+            between: is called before each file; what it raises ends the update, and ``train``
                 stays.
 
         Returns:
@@ -131,12 +131,12 @@ class TrainingFolder:
         Raises:
             ConfigError: a camera's images cannot become PINHOLE ones.
             SnapshotError: the snapshot cannot be read.
-            JournalError: something cannot be written; ``latest`` stays.
+            JournalError: something cannot be written; ``train`` stays.
         """
         model = _read_model(snapshot)
         _refuse_spherical(model)
         with _writing(self._path):
-            self._make_folders()
+            (self._path / _IMAGES).mkdir(parents=True, exist_ok=True)
             num_missing = self._leave_out_missing(model)
             if model.num_reg_images() < _MIN_IMAGES:
                 return None
@@ -150,11 +150,10 @@ class TrainingFolder:
             for image_id, file in files.items():
                 model.image(image_id).name = file
             self._version += 1
-            self._write_version(model, frames, has_masks=has_masks)
+            version = self._write_version(model, frames, has_masks=has_masks)
             self._write_state()
-            link_atomically(self._path / _LATEST, f"{_VERSIONS}/{self._version:06d}")
-            self._link_for_plain_readers()
-            flush_to_disk(self._path)
+            link_atomically(self._run_path / TRAIN_LINK, f"{TRAINING_FOLDER}/{version.name}")
+            flush_to_disk(self._run_path)
             self._delete_old()
         return TrainingFigures(
             version=self._version,
@@ -255,42 +254,44 @@ class TrainingFolder:
 
     def _write_version(
         self, model: pycolmap.Reconstruction, frames: Mapping[int, str], *, has_masks: bool
-    ) -> None:
-        path = self._path / _VERSIONS / f"{self._version:06d}"
+    ) -> Path:
+        path = self._path / f"{self._version:06d}"
         temporary = temporary_sibling(path)
+        masks_folder = MASKS_FOLDER if has_masks else ""
         try:
-            write_trainer_model(temporary, model, masks_folder=MASKS_FOLDER if has_masks else "")
+            write_trainer_model(temporary, model, masks_folder=masks_folder)
             rows = [
                 (model.image(i).name, name, camera_id, self._generations[camera_id].number)
                 for i, name in frames.items()
                 for camera_id in [model.image(i).camera_id]
             ]
             write_atomically(temporary / IMAGE_NAMES, table_of(_NAMES_HEADER, rows))
-            for folder in (_IMAGES, *([MASKS_FOLDER] if has_masks else [])):
-                (temporary / folder).symlink_to(f"../../{folder}")
+            files = [model.image(i).name for i in frames]
+            _link_all(self._path / _IMAGES, files, to=temporary / _IMAGES)
+            if has_masks:
+                masks = [mask_name(file) for file in files]
+                _link_all(self._path / MASKS_FOLDER, masks, to=temporary / MASKS_FOLDER)
             flush_to_disk(temporary)
             temporary.rename(path)
             flush_to_disk(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        return path
 
-    def _link_for_plain_readers(self) -> None:
-        for name in ("sparse", TRANSFORMS_NAME):
-            if not (self._path / name).is_symlink():
-                link_atomically(self._path / name, f"{_LATEST}/{name}")
+    def _versions(self) -> list[Path]:
+        """All versions, oldest first."""
+        if not self._path.is_dir():
+            return []
+        found = (one for one in self._path.iterdir() if one.name.isdecimal())
+        return sorted(found, key=lambda one: int(one.name))
 
     def _delete_old(self) -> None:
-        found = sorted(one for one in (self._path / _VERSIONS).iterdir() if one.name.isdecimal())
-        for old in found[:-_NUM_KEPT]:
+        for old in self._versions()[:-_NUM_KEPT]:
             doomed = temporary_sibling(old)
             old.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
     # -- state ----------------------------------------------------------------------------------
-
-    def _make_folders(self) -> None:
-        for folder in (self._path / _IMAGES, self._path / _VERSIONS):
-            folder.mkdir(parents=True, exist_ok=True)
 
     def _write_state(self) -> None:
         record = {
@@ -311,13 +312,12 @@ class TrainingFolder:
         """Goes on with what a run before has written; what no state names is left as it is."""
         for folder in (
             self._path,
-            *(self._path / one for one in (_IMAGES, MASKS_FOLDER, _VERSIONS)),
+            *(self._path / one for one in (_IMAGES, MASKS_FOLDER)),
         ):
             for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
                 leftover.unlink(missing_ok=True)
-        versions = (self._path / _VERSIONS).glob("[0-9]*")
-        self._version = max((int(one.name) for one in versions if one.name.isdecimal()), default=0)
+        self._version = max((int(one.name) for one in self._versions()), default=0)
         there = {one.stem for one in (self._path / _IMAGES).glob("*")}
         try:
             data = read_regular_file(self._path / _STATE, max_bytes=_MAX_STATE_BYTES)
@@ -380,7 +380,7 @@ def _read_model(snapshot: Path) -> pycolmap.Reconstruction:
 def _refuse_spherical(model: pycolmap.Reconstruction) -> None:
     if any(camera.is_spherical() for camera in model.cameras.values()):
         raise ConfigError(
-            f"{TRAIN_FOLDER}/ has no images of cameras that see all around: livesfm export"
+            f"{TRAIN_LINK}: has no images of cameras that see all around: livesfm export"
             " --undistort makes views of them once the run has ended"
         )
 
@@ -388,6 +388,19 @@ def _refuse_spherical(model: pycolmap.Reconstruction) -> None:
 def _is_same_size(known: _Generation, camera: pycolmap.Camera) -> bool:
     original = known.warp.original
     return (original.width, original.height) == (camera.width, camera.height)
+
+
+def _link_all(folder: Path, names: Iterable[str], *, to: Path) -> None:
+    """Gives files another place; copies where the file system has no hard links."""
+    to.mkdir()
+    for name in names:
+        try:
+            os.link(folder / name, to / name)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            shutil.copyfile(folder / name, to / name)
+    flush_to_disk(to)
 
 
 def _read_mask(path: Path, camera: pycolmap.Camera) -> BoolArray:

@@ -57,8 +57,8 @@ class PinholeWarp:
     """
 
     def __init__(self, original: pycolmap.Camera, pinhole: pycolmap.Camera) -> None:
-        self.original = original
-        self.pinhole = pinhole
+        self.original = pycolmap.Camera(original.todict())  # models may change theirs
+        self.pinhole = pycolmap.Camera(pinhole.todict())
         places_xy = _original_xy(original, pinhole)
         self._is_inside = (
             (places_xy >= -0.5).all(axis=2)

@@ -1,4 +1,4 @@
-"""The training folder beside mapping: ``train/`` follows the snapshots of the run.
+"""The training folder beside mapping: ``train`` follows the snapshots of the run.
 
 There is no queue: after each snapshot the newest one is taken when the thread is free, and those in
 between are passed over and counted. What may hang on a disk is given up where nothing comes of it;
@@ -20,7 +20,7 @@ from typing import Any
 from engine.errors import ConfigError, HangError, JournalError, PartOffError, SnapshotError
 from engine.events import RunPart
 from engine.output.recorder import Recorder
-from engine.output.run_folder import TRAIN_FOLDER
+from engine.output.run_folder import TRAIN_LINK
 from engine.output.training_folder import TrainingFigures, TrainingFolder
 from engine.run.event_loop import run_in
 from engine.run.faults import Faults, Guard, Wait, wait_for_call
@@ -28,7 +28,7 @@ from engine.run.queues import Writer
 
 logger = logging.getLogger(__name__)
 
-TRAIN = f"{TRAIN_FOLDER}/"  # for people
+TRAIN = f"{TRAIN_LINK}/"  # for people
 MAX_CALL_S = 30.0  # without a file: the end of a run waits for it
 _NICENESS = 10  # of its threads, where the system has it for each
 
@@ -38,7 +38,7 @@ class _StoppedError(Exception):
 
 
 class TrainingFolderMaking:
-    """Keeps ``train/`` up to date with the newest snapshot, on a thread of its own.
+    """Keeps ``train`` up to date with the newest snapshot, on a thread of its own.
 
     Args:
         is_wanted: whether it does.
