@@ -382,6 +382,22 @@ def export(
         str | None,
         typer.Option(metavar="CRS", help="EPSG:32615 and the like: of points and --metashape."),
     ] = None,
+    frames: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH", help="Images: keyframes, all (with a good pose), or sharpest:N."
+        ),
+    ] = "keyframes",
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="For --frames: the run's source where it lies now, or a --record-input folder.",
+        ),
+    ] = None,
+    z_up: Annotated[
+        bool, typer.Option("--z-up", help="The map turned so that +z is up, if that is known.")
+    ] = False,
     map_number: Annotated[
         int, typer.Option("--map", metavar="N", min=0, help="Which map: N of sparse/N.")
     ] = 0,
@@ -425,6 +441,9 @@ def export(
                     formats=formats,
                     map_number=map_number,
                     crs=crs,
+                    frames=frames,
+                    source=source,
+                    is_z_up=z_up,
                     progress=progress,
                     is_cancelled=is_cancelled,
                 )

@@ -766,6 +766,10 @@ class SnapshotsConfig(Section):
     """Registered keyframes that a map needs to be written."""
     min_track_length: Annotated[int, Field(ge=2)] = 2
     """Images that must observe a point; others stay in the map but out of snapshots."""
+    train: bool = False
+    """Whether train/ follows the snapshots: undistorted keyframe images, sparse/0 and
+    transforms.json, for a splat trainer that reads while the run goes on. It takes the disk space
+    of the images once more."""
 
 
 class ViewsConfig(Section):

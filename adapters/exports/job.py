@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from adapters.exports.place import MapPlace
 from engine.errors import ConfigError, EngineError
+from engine.types import Float64Array
 
 if TYPE_CHECKING:
     import pycolmap
@@ -47,6 +48,7 @@ class ExportJob:
     to: Path  # becomes the export when all writers are done
     map_number: int = 0  # N of sparse/N
     place: MapPlace | None = None  # where the map lies; None: in its own frame and unit
+    upright_from_map: Float64Array | None = None  # (3, 3) by which the map was turned; None: not
     progress: Callable[[Progress], None] = no_progress
     is_cancelled: Callable[[], bool] = never_cancelled  # from any thread, such as Event.is_set
     notes: list[str] = field(default_factory=list)  # what writers say of their files, in sentences

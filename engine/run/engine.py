@@ -87,6 +87,7 @@ from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, EventQueue, MappingQueue, Writer
 from engine.run.stages import MappingStage, TrackingStage
+from engine.run.training import TrainingFolderMaking
 from engine.run.views import ViewDispatcher
 from engine.types import DropReason, Float64Array, Frame, RunCommand, Verdict
 from engine.windows.model import WindowSolverConfig
@@ -227,6 +228,7 @@ class Engine:
                 if restored is not None:
                     await self._mapping.go_on(restored)
                 self._dense.start()
+                self._training.start()
                 is_sound = await self._run_stages() and await self._attempt(
                     self._finish_map(), what="finishing the map"
                 )
@@ -234,6 +236,7 @@ class Engine:
                 save_map = self._save_map(must_be_checked=not is_sound)
                 await self._attempt(save_map, what="saving the map")
                 await self._attempt(self._finish_dense(), what="finishing the dense map")
+                await self._attempt(self._training.finish(), what="finishing the training folder")
                 await self._attempt(self._show_map(), what="showing the map")
                 await self._log.close()
             return await self._close()
@@ -405,6 +408,7 @@ class Engine:
     async def _close_all(self) -> tuple[str, ...]:
         """Closes the folder and the views; returns what is not saved."""
         await self._dense.close()
+        await self._training.close()
         await run_in(self._io_thread, self._recorder.finish)
         await self._write_events()
         await asyncio.to_thread(self._views.close)
@@ -417,6 +421,7 @@ class Engine:
     async def _abandon_all(self) -> None:
         """Closes the folder, whose run stays what it was before, and the views."""
         await self._dense.close()
+        await self._training.close()
         await asyncio.to_thread(self._views.close)
         self._stored_descriptors.close()
         await run_in(self._io_thread, self._recorder.abandon)
@@ -468,6 +473,7 @@ class Engine:
             failed_writes=self._recorder.num_failed_writes,
             view_events_lost=self._views.num_events_lost,
             dense=self._dense.figures(),
+            train=self._training.figures(),
             peak_gpu_mb=max(
                 one.peak_gpu_mb for one in (self._matcher, self._second) if one is not None
             ),
@@ -536,6 +542,7 @@ class Engine:
         self._arrivals.break_off()
         self._mapping.drop_what_waits()
         self._dense.drop_what_waits()
+        self._training.drop_what_waits()
 
     def _num_waiting(self) -> int:
         """Frames that have arrived and are not yet tracked or in the map."""
@@ -598,6 +605,7 @@ class Engine:
                 ("adjusting", Stage.GLOBAL_ADJUSTMENT),
                 ("second", Stage.MATCH),
                 ("dense", Stage.DENSE_DEPTH),
+                ("training", Stage.TRAINING_FOLDER),
                 ("io", Stage.TABLES),
             )
         )
@@ -609,6 +617,7 @@ class Engine:
             self._job_thread,
             self._second_thread,
             self._dense_thread,
+            self._training_thread,
             self._io_thread,
         ) = self._threads
         self._watches = {
@@ -841,6 +850,16 @@ class Engine:
             max_call_s=min(self._config.faults.max_call_s, MAX_CALL_S),
             wait=self._wait_for_call,
         )
+        self._training = TrainingFolderMaking(
+            is_wanted=self._config.snapshots.train,
+            jpeg_quality=self._config.runtime.keyframe_jpeg_quality,
+            thread=self._training_thread,
+            faults=self._faults,
+            recorder=self._recorder,
+            writer=self._writer,
+            max_call_s=min(self._config.faults.max_call_s, MAX_CALL_S),
+            wait=self._wait_for_call,
+        )
         self._snapshots = Snapshots(
             self._config.snapshots,
             mapper=self._mapper,
@@ -848,6 +867,7 @@ class Engine:
             writer=self._writer,
             clock=self._events.clock,
             taken=self._dense.take_world,
+            written=self._training.snapshot_written,
         )
 
     def _make_mapping(self, matching: PairMatching) -> None:
