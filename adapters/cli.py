@@ -181,8 +181,9 @@ def run(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Image folder, video, ROS bag or synthetic:town; live: rtsp://, rtmp://, http://, "
-            "camera:0, watch:FOLDER, mqtt(s)://, phone://; several mix.",
+            help="Image folder, video, ROS bag or synthetic:town; live: rtsp://, rtmp://, srt://, "
+            "udp://, http(s):// (MJPEG, snapshots, HLS, video), camera:0, watch:FOLDER, "
+            "mqtt(s)://, phone://; several mix.",
         ),
     ],
     config: ConfigOption = None,
@@ -374,10 +375,29 @@ def export(
     kml: Annotated[bool, typer.Option("--kml", help="The same, for globes.")] = False,
     odm: Annotated[bool, typer.Option("--odm", help="Project of OpenDroneMap.")] = False,
     bundler: Annotated[bool, typer.Option("--bundler", help="bundle.out, list.txt")] = False,
+    metashape: Annotated[
+        bool, typer.Option("--metashape", help="Positions and angles of cameras, calibrations.")
+    ] = False,
     crs: Annotated[
         str | None,
-        typer.Option(metavar="CRS", help="EPSG:32615 and the like, for --las, --laz, --ply."),
+        typer.Option(metavar="CRS", help="EPSG:32615 and the like: of points and --metashape."),
     ] = None,
+    frames: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH", help="Images: keyframes, all (with a good pose), or sharpest:N."
+        ),
+    ] = "keyframes",
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="For --frames: the run's source where it lies now, or a --record-input folder.",
+        ),
+    ] = None,
+    z_up: Annotated[
+        bool, typer.Option("--z-up", help="The map turned so that +z is up, if that is known.")
+    ] = False,
     map_number: Annotated[
         int, typer.Option("--map", metavar="N", min=0, help="Which map: N of sparse/N.")
     ] = 0,
@@ -403,6 +423,7 @@ def export(
             ExportFormat.KML: kml,
             ExportFormat.ODM: odm,
             ExportFormat.BUNDLER: bundler,
+            ExportFormat.METASHAPE: metashape,
         }
         formats = {kind for kind, is_asked in asked.items() if is_asked}
         if not formats:
@@ -420,6 +441,9 @@ def export(
                     formats=formats,
                     map_number=map_number,
                     crs=crs,
+                    frames=frames,
+                    source=source,
+                    is_z_up=z_up,
                     progress=progress,
                     is_cancelled=is_cancelled,
                 )
@@ -478,8 +502,29 @@ def georeference(
                 lines: Sequence[str] = (laid_out.words,)
             else:
                 lines = _surveyed(run_folder, control, settings=settings or [])
+            _renew_report(run_folder)
     for line in lines:
         typer.echo(line)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    is_opened: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+) -> None:
+    """Writes report.html: how good the map of a run is, and where it is not."""
+    with _errors_reported():
+        from adapters.launch import write_report
+
+        _limit_library_threads()
+        with native_log_captured():
+            path = write_report(run_folder)
+    typer.echo(str(path))
+    if is_opened:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    _say_if_unfinished(run_folder)
 
 
 @app.command()
@@ -507,8 +552,9 @@ def benchmark(
         typer.Option(
             "--peers",
             metavar="[DATASET=]PEER",
-            help="colmap-{sequential,exhaustive}-{incremental,global}[-FEATURES], FEATURES a "
-            "number or ours; or none. Default: both mappers, with COLMAP's features and with ours.",
+            help="colmap-PAIRS-MAPPER[-FEATURES], or none. PAIRS: sequential or exhaustive; "
+            "MAPPER: incremental or global; FEATURES: a number or ours. Default: both mappers, "
+            "with COLMAP's features and with ours.",
         ),
     ] = None,
     baseline: Annotated[
@@ -779,7 +825,12 @@ def _finish(
         _say(f"look at it again: {os.path.relpath(viewer)} {files}")
     if outcome.stopped_by != "end_of_sources":
         _say(f"go on with it: livesfm resume {outcome.path}")
-    lines = [*_dense_lines(outcome), *_place_lines(outcome), *_fault_lines(outcome)]
+    lines = [
+        *_report_lines(outcome),
+        *_dense_lines(outcome),
+        *_place_lines(outcome),
+        *_fault_lines(outcome),
+    ]
     for line in [*lines, *_verdict_lines(outcome, is_made=is_made)]:
         _say(line)
     _say(
@@ -828,6 +879,20 @@ def _leave(outcome: RunOutcome, code: int) -> NoReturn:
                 stream.flush()
         os._exit(code)
     raise typer.Exit(code)
+
+
+def _report_lines(outcome: RunOutcome) -> list[str]:
+    """Where the report is."""
+    path = outcome.path / "report.html"
+    return [f"report: {path}"] if path.exists() else []
+
+
+def _renew_report(run_folder: Path) -> None:
+    """Writes the report of a run anew, if it has one."""
+    from adapters.launch import write_report
+
+    if (run_folder / "report.html").exists():
+        write_report(run_folder)
 
 
 def _dense_lines(outcome: RunOutcome) -> list[str]:

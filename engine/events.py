@@ -552,6 +552,7 @@ class RunPart(StrEnum):
     WINDOW = "solving a window"
     LENS_SEARCH = "searching a lens"
     DENSE = "the dense map"
+    TRAINING = "the training folder"
     VIEW = "a view"
     WRITING = "writing"
 
