@@ -35,7 +35,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from adapters.dense_ply import read_dense_ply_header, similarity_onto
+from adapters.exports.dense_ply import read_dense_ply_header, similarity_onto
 from adapters.launch import limit_library_threads
 from adapters.run_files import read_frame_rows, read_model
 from adapters.town.oracle import TrueView

@@ -223,9 +223,13 @@ def check_bundler(folder: Path, truth: pycolmap.Reconstruction) -> None:
     )
 
 
-@pytest.mark.parametrize("model", ["SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL"])
-def test_bundler_projects_points_onto_their_keypoints(tmp_path: Path, model: str) -> None:
-    truth = make_placed_run(tmp_path / "run", models=(model,))
+@pytest.mark.parametrize(
+    "models", [("SIMPLE_PINHOLE",), ("SIMPLE_RADIAL",), ("RADIAL",), ("RADIAL", "SIMPLE_PINHOLE")]
+)
+def test_bundler_projects_points_onto_their_keypoints(
+    tmp_path: Path, models: tuple[str, ...]
+) -> None:
+    truth = make_placed_run(tmp_path / "run", models=models)
     done = export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat.BUNDLER])
     check_bundler(done.path / "bundler", truth)
 
