@@ -136,6 +136,14 @@ ViewOption = Annotated[
     ViewMode,
     typer.Option("--view", help="record a file, spawn the viewer, serve browsers, or none."),
 ]
+StaysOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--view-stays/--no-view-stays",
+        help="Whether the page of --view serve stays after the run; by default while somebody "
+        "may look.",
+    ),
+]
 StrictOption = Annotated[
     bool,
     typer.Option("--strict", help="The first part that breaks ends the run."),
@@ -188,6 +196,7 @@ def run(
     scale_bar: ScaleBarOption = None,
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     overwrite: OverwriteOption = False,
     onto: Annotated[
         Path | None,
@@ -220,6 +229,7 @@ def run(
             view=view,
             overwrite=overwrite,
             quiet=quiet,
+            view_stays=view_stays,
         )
         options = replace(options, record_input=record_input, profile=profile)
         config = [*_recorded_overlays(source), *(config or [])]
@@ -249,7 +259,8 @@ def run(
         _say(
             f"where each thread's CPU time went: python -m pstats {outcome.path}/profile/NAME.prof"
         )
-    _finish(outcome, control=control)
+    _discard_if_empty(outcome)
+    _finish(outcome, options, control=control)
 
 
 @app.command()
@@ -267,6 +278,7 @@ def resume(
     mask: MaskOption = None,
     calibration: CalibrationOption = None,
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -280,10 +292,17 @@ def resume(
         _limit_library_threads()
         all_settings = [*(settings or []), *_mask_settings(mask), *_strict_settings(strict)]
         going_on = go_on(run_folder, overlays=config or [], settings=all_settings)
-        options = _options(source or [], out=run_folder, view=view, overwrite=False, quiet=quiet)
+        options = _options(
+            source or [],
+            out=run_folder,
+            view=view,
+            overwrite=False,
+            quiet=quiet,
+            view_stays=view_stays,
+        )
         options = replace(options, going_on=going_on)
         outcome = _launch(_with_calibrations(going_on.config, calibration or []), options)
-    _finish(outcome)
+    _finish(outcome, options)
 
 
 @app.command()
@@ -292,16 +311,24 @@ def demo(
     settings: SettingOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("runs/demo"),
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a former run in the folder.")] = True,
     quiet: QuietOption = False,
 ) -> None:
     """Streams a synthetic drone flight, reconstructs it and prints the accuracy."""
     with _errors_reported():
-        options = _options([_DEMO_SOURCE], out=out, view=view, overwrite=overwrite, quiet=quiet)
+        options = _options(
+            [_DEMO_SOURCE],
+            out=out,
+            view=view,
+            overwrite=overwrite,
+            quiet=quiet,
+            view_stays=view_stays,
+        )
         outcome = _launch(_load(config, settings), options)
         if outcome.num_registered:
             _print_evaluation(outcome.path, outcome.path / "groundtruth.txt")
-    _finish(outcome)
+    _finish(outcome, options)
 
 
 @app.command()
@@ -340,6 +367,37 @@ def export(
     dense: Annotated[
         bool, typer.Option("--dense", help="dense.ply; with --undistort, what trainers begin with.")
     ] = False,
+    las: Annotated[bool, typer.Option("--las", help="Points, dense ones too, in a CRS.")] = False,
+    laz: Annotated[bool, typer.Option("--laz", help="The same, compressed.")] = False,
+    geojson: Annotated[
+        bool, typer.Option("--geojson", help="Cameras, their footprints and way, for GIS.")
+    ] = False,
+    kml: Annotated[bool, typer.Option("--kml", help="The same, for globes.")] = False,
+    odm: Annotated[bool, typer.Option("--odm", help="Project of OpenDroneMap.")] = False,
+    bundler: Annotated[bool, typer.Option("--bundler", help="bundle.out, list.txt")] = False,
+    metashape: Annotated[
+        bool, typer.Option("--metashape", help="Positions and angles of cameras, calibrations.")
+    ] = False,
+    crs: Annotated[
+        str | None,
+        typer.Option(metavar="CRS", help="EPSG:32615 and the like: of points and --metashape."),
+    ] = None,
+    frames: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH", help="Images: keyframes, all (with a good pose), or sharpest:N."
+        ),
+    ] = "keyframes",
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="For --frames: the run's source where it lies now, or a --record-input folder.",
+        ),
+    ] = None,
+    z_up: Annotated[
+        bool, typer.Option("--z-up", help="The map turned so that +z is up, if that is known.")
+    ] = False,
     map_number: Annotated[
         int, typer.Option("--map", metavar="N", min=0, help="Which map: N of sparse/N.")
     ] = 0,
@@ -348,6 +406,8 @@ def export(
     with _errors_reported():
         from adapters.exports.export import ExportFormat
         from adapters.exports.export import export as export_run
+        from adapters.exports.job import ExportCancelled
+        from adapters.exports.terminal import cancelled_by_signals, progress_shown
         from engine.output.run_format import check_readable
 
         check_readable(run_folder)
@@ -357,15 +417,42 @@ def export(
             ExportFormat.NERFSTUDIO: nerfstudio,
             ExportFormat.TUM: tum,
             ExportFormat.DENSE: dense,
+            ExportFormat.LAS: las,
+            ExportFormat.LAZ: laz,
+            ExportFormat.GEOJSON: geojson,
+            ExportFormat.KML: kml,
+            ExportFormat.ODM: odm,
+            ExportFormat.BUNDLER: bundler,
+            ExportFormat.METASHAPE: metashape,
         }
         formats = {kind for kind, is_asked in asked.items() if is_asked}
         if not formats:
-            raise ConfigError(
-                "say what to export: --undistort, --ply, --nerfstudio, --tum, --dense"
-            )
-        with native_log_captured():
-            written = export_run(run_folder, to, formats=formats, map_number=map_number)
+            options = ", ".join(f"--{kind}" for kind in ExportFormat)
+            raise ConfigError(f"say what to export: {options}")
+        try:
+            with (
+                native_log_captured(),
+                cancelled_by_signals() as is_cancelled,
+                progress_shown() as progress,
+            ):
+                written = export_run(
+                    run_folder,
+                    to,
+                    formats=formats,
+                    map_number=map_number,
+                    crs=crs,
+                    frames=frames,
+                    source=source,
+                    is_z_up=z_up,
+                    progress=progress,
+                    is_cancelled=is_cancelled,
+                )
+        except ExportCancelled as cancelled:
+            typer.echo(f"livesfm: {cancelled}", err=True)
+            raise typer.Exit(INTERRUPTED) from cancelled
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
+    for note in written.notes:
+        typer.echo(note)
     for number, num_keyframes in sorted(written.left_out.items()):
         typer.echo(f"not in it: sparse/{number} with {num_keyframes} keyframes (--map {number})")
     _say_if_unfinished(run_folder)
@@ -415,8 +502,29 @@ def georeference(
                 lines: Sequence[str] = (laid_out.words,)
             else:
                 lines = _surveyed(run_folder, control, settings=settings or [])
+            _renew_report(run_folder)
     for line in lines:
         typer.echo(line)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    is_opened: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+) -> None:
+    """Writes report.html: how good the map of a run is, and where it is not."""
+    with _errors_reported():
+        from adapters.launch import write_report
+
+        _limit_library_threads()
+        with native_log_captured():
+            path = write_report(run_folder)
+    typer.echo(str(path))
+    if is_opened:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    _say_if_unfinished(run_folder)
 
 
 @app.command()
@@ -444,8 +552,9 @@ def benchmark(
         typer.Option(
             "--peers",
             metavar="[DATASET=]PEER",
-            help="colmap-{sequential,exhaustive}-{incremental,global}[-FEATURES], FEATURES a "
-            "number or ours; or none. Default: both mappers, with COLMAP's features and with ours.",
+            help="colmap-PAIRS-MAPPER[-FEATURES], or none. PAIRS: sequential or exhaustive; "
+            "MAPPER: incremental or global; FEATURES: a number or ours. Default: both mappers, "
+            "with COLMAP's features and with ours.",
         ),
     ] = None,
     baseline: Annotated[
@@ -597,9 +706,20 @@ def _recorded_overlays(sources: list[str]) -> list[str]:
 
 
 def _options(
-    sources: list[str], *, out: Path, view: ViewMode, overwrite: bool, quiet: bool
+    sources: list[str],
+    *,
+    out: Path,
+    view: ViewMode,
+    overwrite: bool,
+    quiet: bool,
+    view_stays: bool | None,
 ) -> LaunchOptions:
     from adapters.launch import LaunchOptions
+    from adapters.views.staying import StayingViews
+
+    if view_stays is not None and view is not ViewMode.SERVE:
+        raise ConfigError("--view-stays: goes with --view serve only")
+    staying = StayingViews(view_stays, is_on_terminal=sys.stdout.isatty())
 
     return LaunchOptions(
         sources=tuple(sources),
@@ -607,6 +727,7 @@ def _options(
         overwrite=overwrite,
         view_mode=view,
         show_progress=not quiet,
+        staying=staying if view is ViewMode.SERVE else None,
     )
 
 
@@ -684,18 +805,19 @@ def _after_survey(outcome: RunOutcome, control: Control) -> tuple[RunOutcome, bo
     return replace(outcome, summary=summary), True
 
 
-def _finish(outcome: RunOutcome, *, control: Control | None = None) -> NoReturn:
+def _finish(
+    outcome: RunOutcome, options: LaunchOptions, *, control: Control | None = None
+) -> NoReturn:
     """Prints what was made and how far to trust it, and ends with the exit code that fits.
 
     The last line is that of the maps.
     """
     from engine.types import VerdictLevel
 
-    is_surveyed = True
-    if control is not None:
-        outcome, is_surveyed = _after_survey(outcome, control)
-
     is_made, complaints = outcome.num_registered >= 2, _complaints(outcome)
+    is_surveyed = True
+    if control is not None and is_made:
+        outcome, is_surveyed = _after_survey(outcome, control)
     recordings = sorted(outcome.path.glob("recording*.rrd"), key=lambda one: one.stat().st_mtime)
     if is_made and recordings:
         viewer = Path(sys.executable).with_name("rerun")
@@ -703,7 +825,12 @@ def _finish(outcome: RunOutcome, *, control: Control | None = None) -> NoReturn:
         _say(f"look at it again: {os.path.relpath(viewer)} {files}")
     if outcome.stopped_by != "end_of_sources":
         _say(f"go on with it: livesfm resume {outcome.path}")
-    lines = [*_dense_lines(outcome), *_place_lines(outcome), *_fault_lines(outcome)]
+    lines = [
+        *_report_lines(outcome),
+        *_dense_lines(outcome),
+        *_place_lines(outcome),
+        *_fault_lines(outcome),
+    ]
     for line in [*lines, *_verdict_lines(outcome, is_made=is_made)]:
         _say(line)
     _say(
@@ -711,10 +838,28 @@ def _finish(outcome: RunOutcome, *, control: Control | None = None) -> NoReturn:
         + (_other_maps(outcome) if is_made else f"; no map could be made{_why_no_map(outcome)}")
         + "".join(f"; {words}" for words in complaints)
     )
+    if options.staying is not None:
+        options.staying.stay(was_stopped=outcome.stopped_by == "signal")
     if not is_made or complaints:
         _leave(outcome, NOTHING_MADE)
     is_good = outcome.verdict.level is VerdictLevel.GOOD and is_surveyed
     _leave(outcome, 0 if is_good else DOUBTED)
+
+
+def _discard_if_empty(outcome: RunOutcome) -> None:
+    """Deletes the folder of a new run to which nothing came, and ends: the next run has its name.
+
+    One that hangs may still write, and stays.
+    """
+    is_empty = outcome.summary.get("frames_received") == 0 and not outcome.num_keyframes
+    if not is_empty or outcome.num_hangs or outcome.not_saved:
+        return
+    from engine.output.run_folder import discard_run
+
+    with suppress(OSError):
+        discard_run(outcome.path)
+    _say(f"no frame came, see above; {outcome.path} is not kept")
+    _leave(outcome, NOTHING_MADE)
 
 
 def _say(line: str) -> None:
@@ -734,6 +879,20 @@ def _leave(outcome: RunOutcome, code: int) -> NoReturn:
                 stream.flush()
         os._exit(code)
     raise typer.Exit(code)
+
+
+def _report_lines(outcome: RunOutcome) -> list[str]:
+    """Where the report is."""
+    path = outcome.path / "report.html"
+    return [f"report: {path}"] if path.exists() else []
+
+
+def _renew_report(run_folder: Path) -> None:
+    """Writes the report of a run anew, if it has one."""
+    from adapters.launch import write_report
+
+    if (run_folder / "report.html").exists():
+        write_report(run_folder)
 
 
 def _dense_lines(outcome: RunOutcome) -> list[str]:

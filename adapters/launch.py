@@ -37,12 +37,14 @@ from engine.ports import (
     Source,
     View,
     WindowSolver,
+    WorksAhead,
 )
 from engine.types import Float64Array, FrameId, Received, SourceInfo
 
 if TYPE_CHECKING:
     from adapters.recordings.input_recording import FolderRecording
     from adapters.resume import GoingOn
+    from adapters.views.staying import StayingViews
     from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine, RunOutcome
     from engine.run.event_loop import RunRequests
@@ -65,6 +67,7 @@ class LaunchOptions:
     going_on: GoingOn | None = None  # what the run goes on from, in the folder; None: nothing
     record_input: Path | None = None  # where what the run receives is kept; None: nowhere
     profile: bool = False  # where its threads spend their time is written into the folder
+    staying: StayingViews | None = None  # takes live views, which end after the run; None: with it
 
 
 def launch(config: Config, options: LaunchOptions) -> RunOutcome:
@@ -75,7 +78,7 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
 
     Raises:
         ConfigError: the folder cannot be used, the view cannot be opened, a mask or a calibration
-            cannot be used, or not one of the sources exists.
+            cannot be used, or not one of the sources can be opened.
         AdapterUnavailableError: a package that is asked for is missing.
         JournalError: the folder cannot be written.
         KeyboardInterrupt: a signal came while nothing was written or replaced yet.
@@ -92,6 +95,34 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
         if options.going_on is not None:
             options.going_on.give_up()
         raise
+
+
+def write_report(run: Path) -> Path:
+    """Writes the report of a run into its folder, in one step.
+
+    Raises:
+        ConfigError: the folder is not that of a run.
+        OSError: the report cannot be written; a former one stays.
+    """
+    from adapters.report.report import report_page
+    from engine.output.files import write_atomically
+    from engine.output.run_folder import REPORT_NAME
+
+    path = run / REPORT_NAME
+    write_atomically(path, report_page(run))
+    return path
+
+
+def report_at_end(config: Config, run: Path) -> None:
+    """Writes the report of a run that has ended, if it is wanted; without it the run stands."""
+    if not config.report.enabled:
+        return
+    try:
+        write_report(run)
+    except OSError as error:
+        logger.warning("%s: the report cannot be written: %s", run, error.strerror or error)
+    except Exception:  # a task boundary: the run is saved, whatever its report trips over
+        logger.exception("%s: no report could be made", run)
 
 
 def _write_profile(profile: Profile, run_folder: Path) -> None:
@@ -145,6 +176,7 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
         outcome = runner.run(engine.run())
         if not outcome.num_hangs:  # else it would wait for what hangs
             runner.close()
+        report_at_end(config, outcome.path)
         return outcome
 
 
@@ -282,6 +314,8 @@ def open_engine(
             second=second,
         )
     except BaseException:  # whatever it is, a later run needs the folder and the views
+        if isinstance(matcher, WorksAhead):
+            matcher.close()
         if recording is not None:
             recording.discard()
         for view in opened:
@@ -372,28 +406,25 @@ def _sift(config: Config, sources: Sequence[Source]) -> PairMatcher:
     if all(source.info.is_sequence for source in sources):
         update = {"max_features": sift.max_features_in_video, "upscaling": 2.0}
         sift = sift.model_copy(update=update)
+    if config.remote.address:
+        from adapters.remote.open_remote import open_remote_sift
+
+        return open_remote_sift(config, sift)
     return SiftMatcher(sift)
 
 
 def _oracle(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, PlaceIndex]:
-    from adapters.town.oracle import OracleMatcher, OraclePlaces, TrueView
+    from adapters.town.oracle import OraclePlaces, open_oracle
     from adapters.town.source import SyntheticTown
 
     town = sources[0]
     if len(sources) != 1 or not isinstance(town, SyntheticTown):
         raise ConfigError("matching.matcher=oracle knows the truth of one synthetic:town only")
+    if config.remote.address:
+        from adapters.remote.open_remote import open_remote_oracle
 
-    def truth(index: int) -> TrueView:
-        rendered = town.render(index)
-        return TrueView(
-            depth_m=rendered.depth,
-            cam_from_world=rendered.cam_from_world,
-            intrinsics=town.intrinsics,
-        )
-
-    oracle = OracleMatcher(
-        config.oracle, dense=config.dense_matching, truth=truth, seed=config.runtime.seed
-    )
+        return open_remote_oracle(config, town)
+    oracle = open_oracle(config, town)
     return oracle, OraclePlaces(oracle)
 
 
@@ -457,7 +488,7 @@ def _open_sources(
         may_all_fail: the run may go on without a source.
 
     Raises:
-        ConfigError: nothing can be opened, nor does any of it exist.
+        ConfigError: none of them can be opened.
     """
     from adapters.open_source import open_source, report_unused_positions
     from adapters.recordings.replay import open_replay, replayed_folder
@@ -485,8 +516,8 @@ def _open_sources(
             refused.append(error)
     if may_all_fail:
         return sources
-    if refused and len(refused) == len(specs) and not any(os.path.exists(spec) for spec in specs):
-        raise ConfigError(str(refused[0])) from refused[0]
+    if refused and len(refused) == len(specs):
+        raise ConfigError("; ".join(map(str, refused))) from refused[0]
     return sources
 
 
@@ -562,9 +593,11 @@ def _open_views(config: Config, options: LaunchOptions, sources: Sequence[Source
         counts = [source.info.num_frames for source in sources]
         known = [count for count in counts if count is not None]
         handlers = handlers_writing_to(sys.stderr)
-        views.append(ConsoleView(sum(known) if len(known) == len(counts) else None))
+        console = ConsoleView(sum(known) if len(known) == len(counts) else None)
+        views.append(console)
         for handler in handlers:
             handler.setStream(sys.stderr)  # now it leads to the lines above the panel
+            handler.addFilter(lambda record: not console.shows_as_event(record))
     return views
 
 
@@ -578,11 +611,17 @@ def _open_live_view(config: Config, options: LaunchOptions) -> View:
     from adapters.views.rerun_view import RerunView
 
     live = RerunView.open(
-        options.path.name, mode=options.view_mode, recording_path=None, config=config.views
+        options.path.name,
+        mode=options.view_mode,
+        recording_path=None,
+        config=config.views,
+        stays=options.staying is not None,
     )
+    if options.staying is not None:
+        options.staying.add(live)
     if live.url is not None:
-        logger.warning("watch the run at %s", live.url)
-        logger.warning("or in a window: %s", live.viewer_command)
+        # On lines of their own, so that they are copied whole.
+        logger.warning("watch the run at\n%s\nor in a window:\n%s", live.url, live.viewer_command)
     return live
 
 

@@ -27,6 +27,8 @@ Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
+METRES, MAP_UNITS = "metres", "map units"  # what lengths of a map are in
+
 NO_ROW = -1  # in place of a row: the match ends beside the keypoint table
 
 

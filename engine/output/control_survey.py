@@ -20,7 +20,7 @@ from engine.mapping.stored_state import StoredModel
 from engine.output.georeferencing_later import Laid, refuse_unfinished, write_laid
 from engine.output.run_lock import RunLock
 from engine.output.snapshots import read_models
-from engine.types import ControlPoint, Float64Array, GpsFix, ImageMark, ScaleBar
+from engine.types import METRES, ControlPoint, Float64Array, GpsFix, ImageMark, ScaleBar
 
 _MAX_NAMED = 8  # in a line
 _SUSPICIOUS = 3.0  # times the error that surveying and marking account for
@@ -54,6 +54,7 @@ class _Marks:
     located: Mapping[str, _Located]  # by name
     problems: Mapping[str, str]  # why others are not there
     images_elsewhere: Mapping[str, str]  # images of marks that are not in the map, and why
+    downwards: Float64Array  # (C, 3) of all cameras of the map
 
     @property
     def surveyed(self) -> list[_Located]:
@@ -147,7 +148,13 @@ def _marks_in(
         else:
             names = tuple(mark.image_name for mark in inside)
             located[point.name] = _Located(point=point, marked=found, image_names=names)
-    return _Marks(located=located, problems=problems, images_elsewhere=missing)
+    poses = np.array([image.cam_from_world().matrix() for image in images.values()])
+    return _Marks(
+        located=located,
+        problems=problems,
+        images_elsewhere=missing,
+        downwards=poses[:, 1, :3] + poses[:, 2, :3],
+    )
 
 
 def _images_by_name(reconstruction: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:
@@ -186,7 +193,12 @@ def _laid_onto_points(
         PlacedPoint(point=one.point, place=one.marked.place, covariance=one.marked.covariance)
         for one in surveyed
     ]
-    fit = lay_onto_control_points(placed, config=config.georeference, seed=config.runtime.seed)
+    fit = lay_onto_control_points(
+        placed,
+        downwards=marks.downwards,
+        config=config.georeference,
+        seed=config.runtime.seed,
+    )
     if isinstance(fit, str):
         raise ConfigError("; ".join([fit, *marks.lines()]))
     onto = fit.georeference.enu_from_map
@@ -202,6 +214,8 @@ def _laid_onto_points(
             "georeferenced": True,
             "georeference": record,
             "not_georeferenced": "",
+            "unit": METRES,
+            "metres_per_map_unit": 1.0,
         },
         event=ControlPointsUsed(
             num_control=int(fit.is_used.sum()),
@@ -366,7 +380,7 @@ def _scaled(marks: _Marks, bars: Sequence[ScaleBar]) -> tuple[Laid, list[str]]:
         onto_from_former=onto,
         origin=None,
         georeference=None,
-        summary={"metres_per_map_unit": 1.0, "scale_bars": records},
+        summary={"unit": METRES, "metres_per_map_unit": 1.0, "scale_bars": records},
     )
     words = f"map scaled by {metres_per_unit:.4g}: its unit is the metre, its axes are as before"
     return laid, [words, *_bar_lines(records)]

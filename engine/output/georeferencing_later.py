@@ -45,7 +45,7 @@ from engine.output.laid_onto import LAID_ONTO, record_of
 from engine.output.run_folder import trajectory_name
 from engine.output.run_lock import RunLock
 from engine.output.snapshots import next_sequence, read_models, write_snapshot
-from engine.types import Float64Array, FrameId, GpsFix, GpsReading
+from engine.types import METRES, Float64Array, FrameId, GpsFix, GpsReading
 
 _FRAME_HEAD = "# enu_from_map "  # of a trajectory: its frame, twelve numbers by rows
 
@@ -72,8 +72,9 @@ class LaidOut:
             else ""
         )
         return (
-            f"map laid onto {found.num_inliers} positions: {found.rmse_m:.2f} m rms, unit"
-            f" {found.metres_per_map_unit:.4g} m{offset}; written as {self.snapshot}{products}"
+            f"map laid onto {found.num_inliers} positions: {found.rmse_m:.2f} m rms, a map unit"
+            f" was {found.metres_per_map_unit:.4g} m{offset}; written in metres as"
+            f" {self.snapshot}{products}"
         )
 
 
@@ -258,6 +259,8 @@ def _laid(placement: Placement) -> Laid:
             "georeference": placement.as_record(with_residuals=True),
             "not_georeferenced": "",
             "gps_rmse_m": found.rmse_m,
+            "unit": METRES,
+            "metres_per_map_unit": 1.0,
         },
     )
 

@@ -480,19 +480,31 @@ def test_photos_are_reconstructed_with_windows_and_views_where_there_is_no_torch
     assert (out / "recording.rrd").stat().st_size > 10_000
 
 
-def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused_in_one_line_and_leaves_no_folder(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    out = tmp_path / "run"
-    written = assert_nothing_made(reconstruct(tmp_path / "photos", out), out)
-    (warning,) = written.warnings()
-    assert "no image in this folder" in warning
+    refused = reconstruct(tmp_path / "photos", tmp_path / "run")
+    assert refused.exit_code == cli.REFUSED
+    (line,) = refused.output.splitlines()
+    assert line.startswith(f"livesfm: {tmp_path / 'photos'}: no image in this folder")
+    assert os.listdir(tmp_path) == ["photos"]
+
+
+def test_a_run_to_which_no_frame_came_leaves_no_folder(tmp_path: Path) -> None:
+    nothing = reconstruct(
+        f"watch:{tmp_path}", tmp_path / "runs" / "a", "--set", "live_sources.give_up_after_s=0.1"
+    )
+    assert nothing.exit_code == cli.NOTHING_MADE, nothing.output
+    assert nothing.stdout.splitlines()[-1].startswith("no frame came, see above")
+    assert os.listdir(tmp_path / "runs") == []
 
 
 def test_one_photo_makes_no_map(tmp_path: Path, plain_pictures: Sequence[Uint8Array]) -> None:
     out = tmp_path / "run"
     photo = save(tmp_path / "photo.jpg", plain_pictures[0])
-    written = assert_nothing_made(reconstruct(photo, out), out)
+    result = reconstruct(photo, out)
+    written = assert_nothing_made(result, out)
     assert written.statuses == ["keyframe"]
+    assert "there is one keyframe only, and a map needs several" in result.stdout.splitlines()[-1]
 
 
 def test_the_same_file_twice_is_a_counted_drop(
@@ -672,15 +684,15 @@ def test_a_truncated_video_is_reconstructed_up_to_where_it_ends(
     assert "file ends" in written.of_kind("FrameDropped")[-1]["detail"]
 
 
-def test_a_video_cut_to_nothing_is_told(
+def test_a_video_cut_to_nothing_is_refused_and_leaves_no_folder(
     tmp_path: Path, plain_pictures: Sequence[Uint8Array]
 ) -> None:
-    out = tmp_path / "run"
     video = write_video(tmp_path / "clip.mp4", plain_pictures[:2])
     video.write_bytes(video.read_bytes()[:40])
-    written = assert_nothing_made(reconstruct(video, out), out)
-    (warning,) = written.warnings()
-    assert "holds no video that can be decoded" in warning
+    refused = reconstruct(video, tmp_path / "run")
+    assert refused.exit_code == cli.REFUSED
+    assert "holds no video that can be decoded" in refused.output
+    assert os.listdir(tmp_path) == ["clip.mp4"]
 
 
 def test_a_folder_that_exists_is_refused_until_it_may_be_replaced(
