@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from adapters.sources.streams import srt_program
+from adapters.sources.streams.push_listener import listening_early
 from engine.errors import SourceError
 from engine.types import Frame, SourceState
 from tests.support.live_streams import (
@@ -248,9 +249,11 @@ def write_flv(path: Path, *, codec: str, with_sound: bool) -> Path:
         options["x265-params"] = "log-level=none:keyint=5"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=30, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height = 160, 120
         stream.pix_fmt = "yuv420p"
         sound = container.add_stream("aac", rate=48000) if with_sound else None
+        assert sound is None or isinstance(sound, av.AudioStream)
         for number in range(30):
             picture = av.VideoFrame.from_ndarray(texture(number), format="rgb24")
             container.mux(stream.encode(picture))
@@ -315,6 +318,21 @@ def test_a_stream_that_is_never_read_frees_its_port() -> None:
         pass  # whoever is early is let in
     del stream
     with socket.create_server((LOOPBACK, port)):
+        pass
+
+
+def test_a_port_listens_before_anything_of_a_run_is_set_up() -> None:
+    place = LOOPBACK, free_port()
+    specs = [f"rtmp://{LOOPBACK}:{place[1]}/live?listen=1", "photos", "rtmp://host/x"]
+    with listening_early(specs) as early:
+        assert list(early) == [place]
+        with socket.create_connection(place):
+            stream = open_stream(specs[0], early=early)
+            assert not early  # the stream has it now
+    del stream
+    with listening_early(specs):
+        pass  # refused before it was opened
+    with socket.create_server(place):
         pass
 
 
