@@ -98,6 +98,33 @@ class GpsFix:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageMark:
+    """Where somebody marked a point in an image."""
+
+    image_name: str
+    xy: tuple[float, float]  # px from the upper left corner of the image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPoint:
+    """A point on the ground that was surveyed, and its marks in images."""
+
+    name: str
+    fix: GpsFix | None  # None: not surveyed, it only ends scale bars
+    marks: tuple[ImageMark, ...]
+    is_check: bool = False  # it is compared with the map, which is not laid onto it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleBar:
+    """A measured distance between two points."""
+
+    first: str  # names of control points
+    second: str
+    length_m: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GpsReading:
     """A position with a time of its own, beside the frames: telemetry, a phone's location.
 

@@ -47,10 +47,10 @@ class RunDensePoints:
         """
         with self.path.open("rb") as file:
             file.seek(self.header.num_bytes)
-            numbers = range(self.header.num_points)
-            for batch in job.each_batch("dense points", numbers, size=_AT_ONCE):
+            for rows in job.each_slice("dense points", self.header.num_points, size=_AT_ONCE):
+                num = rows.stop - rows.start
                 try:
-                    yield read_moved_vertices(file, len(batch), self.map_from_dense)
+                    yield read_moved_vertices(file, num, self.map_from_dense)
                 except ValueError as error:
                     raise SnapshotError(f"{self.path}: {error}") from error
 

@@ -91,6 +91,7 @@ def test_photos_go_through_the_engine_into_the_run_folder(tmp_path: Path, photos
     written = Written.by(outcome)
     assert written.statuses == ["keyframe", "keyframe", "dropped:unreadable"]
     assert written.events[0]["matcher"] == "sift"
+    assert b"no map" in (outcome.path / "report.html").read_bytes()
     assert (outcome.path / "images" / "0.jpg").read_bytes() == (photos / "0.jpg").read_bytes()
 
 
