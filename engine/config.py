@@ -464,7 +464,7 @@ class SiftConfig(Section):
     lean_features: NonNegativeInt = 0
     """Keypoints kept per keyframe that overlaps widely with the one before it, as in a video; they
     are described at half the resolution, all for half the cost. 0: no keyframe is treated so."""
-    lean_edge_px: PositiveInt = 580
+    lean_edge_px: PositiveInt = 600
     """px. The working_edge_px of these keyframes."""
     min_lean_matches: PositiveInt = 100
     """Matches of lean keypoints with the keyframe before. One with fewer is described in full."""
