@@ -181,8 +181,9 @@ def run(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Image folder, video, ROS bag or synthetic:town; live: rtsp://, rtmp://, http://, "
-            "camera:0, watch:FOLDER, mqtt(s)://, phone://; several mix.",
+            help="Image folder, video, ROS bag or synthetic:town; live: rtsp://, rtmp://, srt://, "
+            "udp://, http(s):// (MJPEG, snapshots, HLS, video), camera:0, watch:FOLDER, "
+            "mqtt(s)://, phone://; several mix.",
         ),
     ],
     config: ConfigOption = None,
@@ -374,10 +375,29 @@ def export(
     kml: Annotated[bool, typer.Option("--kml", help="The same, for globes.")] = False,
     odm: Annotated[bool, typer.Option("--odm", help="Project of OpenDroneMap.")] = False,
     bundler: Annotated[bool, typer.Option("--bundler", help="bundle.out, list.txt")] = False,
+    metashape: Annotated[
+        bool, typer.Option("--metashape", help="Positions and angles of cameras, calibrations.")
+    ] = False,
     crs: Annotated[
         str | None,
-        typer.Option(metavar="CRS", help="EPSG:32615 and the like, for --las, --laz, --ply."),
+        typer.Option(metavar="CRS", help="EPSG:32615 and the like: of points and --metashape."),
     ] = None,
+    frames: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH", help="Images: keyframes, all (with a good pose), or sharpest:N."
+        ),
+    ] = "keyframes",
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="For --frames: the run's source where it lies now, or a --record-input folder.",
+        ),
+    ] = None,
+    z_up: Annotated[
+        bool, typer.Option("--z-up", help="The map turned so that +z is up, if that is known.")
+    ] = False,
     map_number: Annotated[
         int, typer.Option("--map", metavar="N", min=0, help="Which map: N of sparse/N.")
     ] = 0,
@@ -403,6 +423,7 @@ def export(
             ExportFormat.KML: kml,
             ExportFormat.ODM: odm,
             ExportFormat.BUNDLER: bundler,
+            ExportFormat.METASHAPE: metashape,
         }
         formats = {kind for kind, is_asked in asked.items() if is_asked}
         if not formats:
@@ -420,6 +441,9 @@ def export(
                     formats=formats,
                     map_number=map_number,
                     crs=crs,
+                    frames=frames,
+                    source=source,
+                    is_z_up=z_up,
                     progress=progress,
                     is_cancelled=is_cancelled,
                 )
@@ -528,8 +552,9 @@ def benchmark(
         typer.Option(
             "--peers",
             metavar="[DATASET=]PEER",
-            help="colmap-{sequential,exhaustive}-{incremental,global}[-FEATURES], FEATURES a "
-            "number or ours; or none. Default: both mappers, with COLMAP's features and with ours.",
+            help="colmap-PAIRS-MAPPER[-FEATURES], or none. PAIRS: sequential or exhaustive; "
+            "MAPPER: incremental or global; FEATURES: a number or ours. Default: both mappers, "
+            "with COLMAP's features and with ours.",
         ),
     ] = None,
     baseline: Annotated[
@@ -789,11 +814,10 @@ def _finish(
     """
     from engine.types import VerdictLevel
 
-    is_surveyed = True
-    if control is not None:
-        outcome, is_surveyed = _after_survey(outcome, control)
-
     is_made, complaints = outcome.num_registered >= 2, _complaints(outcome)
+    is_surveyed = True
+    if control is not None and is_made:
+        outcome, is_surveyed = _after_survey(outcome, control)
     recordings = sorted(outcome.path.glob("recording*.rrd"), key=lambda one: one.stat().st_mtime)
     if is_made and recordings:
         viewer = Path(sys.executable).with_name("rerun")

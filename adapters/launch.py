@@ -37,6 +37,7 @@ from engine.ports import (
     Source,
     View,
     WindowSolver,
+    WorksAhead,
 )
 from engine.types import Float64Array, FrameId, Received, SourceInfo
 
@@ -137,7 +138,6 @@ def _write_profile(profile: Profile, run_folder: Path) -> None:
 def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> RunOutcome:
     provide_descriptors()
     limit_library_threads()
-    _load_ahead()
     refuse_own_input(options)
     given = config.cameras.calibrations
     calibrations = CalibrationsByCamera.read(given) if given else None
@@ -151,6 +151,7 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
     sources = _open_sources(
         specs, config, first_id=first_id, may_all_fail=former is not None and not options.sources
     )
+    _load_ahead()  # after the sources, because drones wait for those that listen
     if len(specs) == 1:  # a replay has all sources of its run
         specs = specs * len(sources)
     from adapters.resume import roles_of
@@ -313,6 +314,8 @@ def open_engine(
             second=second,
         )
     except BaseException:  # whatever it is, a later run needs the folder and the views
+        if isinstance(matcher, WorksAhead):
+            matcher.close()
         if recording is not None:
             recording.discard()
         for view in opened:
@@ -403,28 +406,25 @@ def _sift(config: Config, sources: Sequence[Source]) -> PairMatcher:
     if all(source.info.is_sequence for source in sources):
         update = {"max_features": sift.max_features_in_video, "upscaling": 2.0}
         sift = sift.model_copy(update=update)
+    if config.remote.address:
+        from adapters.remote.open_remote import open_remote_sift
+
+        return open_remote_sift(config, sift)
     return SiftMatcher(sift)
 
 
 def _oracle(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, PlaceIndex]:
-    from adapters.town.oracle import OracleMatcher, OraclePlaces, TrueView
+    from adapters.town.oracle import OraclePlaces, open_oracle
     from adapters.town.source import SyntheticTown
 
     town = sources[0]
     if len(sources) != 1 or not isinstance(town, SyntheticTown):
         raise ConfigError("matching.matcher=oracle knows the truth of one synthetic:town only")
+    if config.remote.address:
+        from adapters.remote.open_remote import open_remote_oracle
 
-    def truth(index: int) -> TrueView:
-        rendered = town.render(index)
-        return TrueView(
-            depth_m=rendered.depth,
-            cam_from_world=rendered.cam_from_world,
-            intrinsics=town.intrinsics,
-        )
-
-    oracle = OracleMatcher(
-        config.oracle, dense=config.dense_matching, truth=truth, seed=config.runtime.seed
-    )
+        return open_remote_oracle(config, town)
+    oracle = open_oracle(config, town)
     return oracle, OraclePlaces(oracle)
 
 

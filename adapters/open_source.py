@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 _OTHER_SCHEMES = frozenset({"watch", "mqtt", "mqtts", "phone", "replay"})
 _KINDS = (
     "a folder of images, an image file, a video file, a ROS recording, or synthetic:town; live:"
-    " rtsp:// rtmp:// http:// (MJPEG) camera:N watch:FOLDER mqtt://BROKER/TOPIC phone://HOST:PORT"
+    " rtsp:// rtmp:// http:// (MJPEG, snapshots, HLS, video) srt:// udp:// camera:N watch:FOLDER"
+    " mqtt://BROKER/TOPIC phone://HOST:PORT"
 )
 
 

@@ -130,6 +130,8 @@ class LiveSourcesConfig(Section):
     max_payload_mb: PositiveInt = 32
     """MB. Larger messages are refused before they are decoded; an MQTT broker that only speaks
     version 3.1.1 still delivers them first."""
+    snapshot_rate_hz: PositiveFloat = 5.0
+    """Hz. How often an http(s):// address that gives one picture is asked for it, at most."""
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
     """tcp or udp: how rtsp:// carries images. tcp loses none."""
     verify_certificates: bool = True
@@ -169,6 +171,12 @@ class MqttConfig(Section):
     """File of the key (PEM) that belongs to client_certificate."""
     max_pose_hz: PositiveFloat = 30.0
     """Hz. Poses published of each camera at most."""
+    max_points: NonNegativeInt = 200_000
+    """Points of the map sent at most when PREFIX/points/request asks for them; of more, so many
+    spread over all. 0: requests are not taken."""
+    snapshot_base_url: str = ""
+    """URL at which a server of yours shows the folder that holds the run folder; PREFIX/snapshot
+    then has the snapshot's own URL, too. Without user names and passwords. Empty: none."""
 
 
 class PhoneConfig(Section):
@@ -437,6 +445,8 @@ class OracleConfig(Section):
     """Whether it reports focal lengths, wrong by 2 %."""
     reports_depths: bool = True
     """Whether it reports depths in metres."""
+    pair_s: Annotated[float, Field(ge=0.0, le=60.0)] = 0.0
+    """s. It sleeps so long for each pair, as if a network matched it elsewhere."""
 
 
 class SiftConfig(Section):
@@ -454,7 +464,7 @@ class SiftConfig(Section):
     lean_features: NonNegativeInt = 0
     """Keypoints kept per keyframe that overlaps widely with the one before it, as in a video; they
     are described at half the resolution, all for half the cost. 0: no keyframe is treated so."""
-    lean_edge_px: PositiveInt = 580
+    lean_edge_px: PositiveInt = 600
     """px. The working_edge_px of these keyframes."""
     min_lean_matches: PositiveInt = 100
     """Matches of lean keypoints with the keyframe before. One with fewer is described in full."""
@@ -758,6 +768,10 @@ class SnapshotsConfig(Section):
     """Registered keyframes that a map needs to be written."""
     min_track_length: Annotated[int, Field(ge=2)] = 2
     """Images that must observe a point; others stay in the map but out of snapshots."""
+    train: bool = False
+    """Whether train/ follows the snapshots: undistorted keyframe images, sparse/0 and
+    transforms.json, for a splat trainer that reads while the run goes on. It takes the disk space
+    of the images once more."""
 
 
 class ViewsConfig(Section):
@@ -826,6 +840,47 @@ class FaultsConfig(Section):
     the run ends and saves it."""
 
 
+class RemoteConfig(Section):
+    """Work on other machines, by a Ray cluster inside a trusted network (extra ray).
+
+    The map is the same to the bit as with the same matcher here. What the cluster does not do,
+    because it is away or too slow, is done here.
+    """
+
+    address: str = ""
+    """Of the cluster: HOST:PORT of its head, where `ray start` runs on this machine, too; auto, the
+    one that this machine belongs to; or ray://HOST:PORT, over one port. Empty: all work is done
+    here."""
+    matchers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Worker processes that hold the matcher; runs with the same settings share them in turn."""
+    matcher_cpus: NonNegativeFloat = 1.0
+    """CPUs of the cluster that each of them claims."""
+    matcher_gpus: NonNegativeFloat = 0.0
+    """GPUs of the cluster that each of them claims; 0.5: two of them share one."""
+    matcher_resources: dict[str, PositiveFloat] = {}
+    """Further resources that nodes must have, by their names in `ray start --resources`."""
+    solves_windows: bool = False
+    """Whether windows are solved there, too."""
+    solver_cpus: NonNegativeFloat = 1.0
+    """CPUs of the cluster that solving a window claims."""
+    calls_per_matcher: Annotated[int, Field(ge=1, le=16)] = 2
+    """Calls that are on their way to a worker, so that it never waits for the network. Calls for
+    keyframes whose turn it is get as many besides."""
+    keyframes_ahead: Annotated[int, Field(ge=0, le=64)] = 8
+    """Keyframes that are described, and pairs of so many that are matched, before their turn. 0:
+    none."""
+    connect_timeout_s: PositiveFloat = 60.0
+    """s. How long a run waits for the cluster at its start."""
+    call_timeout_s: PositiveFloat = 60.0
+    """s. A call that takes longer is made again on another worker."""
+    stall_s: PositiveFloat = 5.0
+    """s. Without an answer from any worker for so long the cluster counts as away."""
+    max_tries: Annotated[int, Field(ge=1, le=10)] = 3
+    """Workers that a call is tried on before it is done here."""
+    idle_s: NonNegativeFloat = 600.0
+    """s. A worker that no run has called for so long ends. 0: never."""
+
+
 class RuntimeConfig(Section):
     """Threads, seeds and the run as a whole."""
 
@@ -876,6 +931,7 @@ class Config(Section):
     views: ViewsConfig = ViewsConfig()
     report: ReportConfig = ReportConfig()
     faults: FaultsConfig = FaultsConfig()
+    remote: RemoteConfig = RemoteConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")

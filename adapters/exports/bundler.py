@@ -14,9 +14,9 @@ import numpy as np
 from adapters.exports.images import IMAGES, copy_image
 from adapters.exports.job import ExportJob
 from adapters.exports.names import flat_names
-from adapters.exports.undistorted import undistorted_camera
 from engine.errors import ConfigError
 from engine.geometry import grid_over_image
+from engine.output.undistortion import pinhole_of
 from engine.types import Float64Array
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def check_bundler(job: ExportJob, *, is_undistorted: bool) -> None:
     for camera in job.reconstruction.cameras.values():
         if is_undistorted and camera.is_spherical():
             continue  # its views are square pinholes
-        off_px = _off_px(undistorted_camera(camera) if is_undistorted else camera)
+        off_px = _off_px(pinhole_of(camera) if is_undistorted else camera)
         if not off_px <= _MAX_OFF_PX:
             way = (
                 "its middle or its pixels' shape is not Bundler's"

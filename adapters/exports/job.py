@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from adapters.exports.place import MapPlace
 from engine.errors import ConfigError, EngineError
+from engine.types import Float64Array
 
 if TYPE_CHECKING:
     import pycolmap
@@ -47,8 +48,10 @@ class ExportJob:
     to: Path  # becomes the export when all writers are done
     map_number: int = 0  # N of sparse/N
     place: MapPlace | None = None  # where the map lies; None: in its own frame and unit
+    upright_from_map: Float64Array | None = None  # (3, 3) by which the map was turned; None: not
     progress: Callable[[Progress], None] = no_progress
     is_cancelled: Callable[[], bool] = never_cancelled  # from any thread, such as Event.is_set
+    notes: list[str] = field(default_factory=list)  # what writers say of their files, in sentences
 
     def images(self) -> list[pycolmap.Image]:
         """The map's images, in order of their ids."""

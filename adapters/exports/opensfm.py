@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from adapters.exports.job import ExportJob
+from adapters.exports.lenses import brown_distortion, fisheye_distortion
 from adapters.exports.place import MapPlace
 from engine.errors import ConfigError
 from engine.geometry import rotation_vector_from
@@ -24,25 +25,7 @@ _TRACKS_HEADER = "OPENSFM_TRACKS_VERSION_v1"
 _SCALE = 0.004  # of every keypoint, normalised: OpenSfM's own default for the error of one
 _GPS_DOP_M = 1.0  # of positions that come from the map
 _UPRIGHT = 1  # EXIF orientation
-# Parameters of OpenSfM's "brown" and "fisheye_opencv" in the order of COLMAP's behind fx, fy, cx,
-# cy; those that a model lacks are zero.
-_BROWN = {
-    "SIMPLE_PINHOLE": (),
-    "PINHOLE": (),
-    "SIMPLE_RADIAL": ("k1",),
-    "RADIAL": ("k1", "k2"),
-    "OPENCV": ("k1", "k2", "p1", "p2"),
-    "FULL_OPENCV": ("k1", "k2", "p1", "p2", "k3"),  # and k4 to k6, which must be zero
-}
-_FISHEYE = {
-    "SIMPLE_FISHEYE": (),
-    "FISHEYE": (),
-    "SIMPLE_RADIAL_FISHEYE": ("k1",),
-    "RADIAL_FISHEYE": ("k1", "k2"),
-    "OPENCV_FISHEYE": ("k1", "k2", "k3", "k4"),
-}
-_BROWN_NAMES = ("k1", "k2", "p1", "p2", "k3")
-_FISHEYE_NAMES = ("k1", "k2", "k3", "k4")
+_AT_ONCE = 10_000  # points
 
 
 def opensfm_camera(camera: pycolmap.Camera) -> dict[str, Any]:
@@ -59,13 +42,9 @@ def opensfm_camera(camera: pycolmap.Camera) -> dict[str, Any]:
                 f" {camera.width} x {camera.height} px"
             )
         return {"projection_type": "spherical", **size}
-    kinds = {"brown": (_BROWN, _BROWN_NAMES), "fisheye_opencv": (_FISHEYE, _FISHEYE_NAMES)}
-    for kind, (models, names) in kinds.items():
-        if camera.model_name in models:
-            extra = [float(camera.params[idx]) for idx in camera.extra_params_idxs()]
-            own = models[camera.model_name]
-            if any(extra[len(own) :]):
-                break
+    kinds = {"brown": brown_distortion(camera), "fisheye_opencv": fisheye_distortion(camera)}
+    for kind, distortion in kinds.items():
+        if distortion is not None:
             edge_px = max(camera.width, camera.height)
             return {
                 "projection_type": kind,
@@ -74,8 +53,7 @@ def opensfm_camera(camera: pycolmap.Camera) -> dict[str, Any]:
                 "focal_y": camera.focal_length_y / edge_px,
                 "c_x": (camera.principal_point_x - camera.width / 2.0) / edge_px,
                 "c_y": (camera.principal_point_y - camera.height / 2.0) / edge_px,
-                **dict.fromkeys(names, 0.0),
-                **dict(zip(own, extra, strict=False)),
+                **distortion,
             }
     raise ConfigError(
         f"OpenSfM has no camera like {camera.model_name} with these parameters:"
@@ -113,22 +91,13 @@ def write_opensfm(
     cameras = {
         camera_key(camera): opensfm_camera(camera) for camera in job.reconstruction.cameras.values()
     }
-    record = {
-        "cameras": cameras,
-        "shots": {
-            names[image.name]: _shot(image, job, captured_at_s=times_s.get(image.name))
-            for image in job.images()
-        },
-        "points": {
-            str(point3D_id): {
-                "coordinates": point.xyz.tolist(),
-                "color": [float(value) for value in point.color],
-            }
-            for point3D_id, point in job.reconstruction.points3D.items()
-        },
-        "reference_lla": reference,
+    shots = {
+        names[image.name]: _shot(image, job, captured_at_s=times_s.get(image.name))
+        for image in job.images()
     }
-    _write_json(to / "reconstruction.json", [record])
+    head = {"cameras": cameras, "shots": shots, "reference_lla": reference}
+    with (to / "reconstruction.json").open("w", encoding="utf-8", newline="\n") as file:
+        _write_reconstruction(file, head, job)
     _write_json(to / "reference_lla.json", reference)
     # OpenSfM takes cameras from here instead of deriving them from the images' EXIF.
     _write_json(to / "camera_models_overrides.json", cameras)
@@ -155,6 +124,21 @@ def _shot(image: pycolmap.Image, job: ExportJob, *, captured_at_s: float | None)
         "orientation": _UPRIGHT,
         "capture_time": 0.0 if captured_at_s is None else captured_at_s,
     }
+
+
+def _write_reconstruction(file: TextIO, head: Mapping[str, Any], job: ExportJob) -> None:
+    """Writes the list of the one reconstruction, its points a line each."""
+    opened = json.dumps(head, indent=1, allow_nan=False).removesuffix("\n}")
+    file.write(f'[{opened},\n "points": {{')
+    points = sorted(job.reconstruction.points3D.items())
+    separator = "\n"
+    for rows in job.each_slice("points for OpenSfM", len(points), size=_AT_ONCE):
+        for point3D_id, point in points[rows]:
+            color = [float(value) for value in point.color]
+            record = {"coordinates": point.xyz.tolist(), "color": color}
+            file.write(f'{separator}  "{point3D_id}": {json.dumps(record, allow_nan=False)}')
+            separator = ",\n"
+    file.write("\n }\n}]\n")
 
 
 def _write_tracks(file: TextIO, image: pycolmap.Image, job: ExportJob, *, name: str) -> None:

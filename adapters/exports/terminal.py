@@ -15,7 +15,7 @@ from adapters.exports.job import Progress
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -43,9 +43,9 @@ def progress_shown() -> Iterator[Callable[[Progress], None]]:
 
 @contextmanager
 def cancelled_by_signals() -> Iterator[Callable[[], bool]]:
-    """Yields whether SIGINT or SIGTERM came; a second one raises KeyboardInterrupt.
+    """Yields whether SIGINT, SIGTERM or SIGHUP came; a second one raises KeyboardInterrupt.
 
-    Signals belong to the main thread: on any other none is taken.
+    What is ignored stays ignored. Signals belong to the main thread: on any other none is taken.
     """
     cancelled = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -58,7 +58,8 @@ def cancelled_by_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt(signal.Signals(number).name)
         cancelled.set()
 
-    former = {number: signal.signal(number, take) for number in _SIGNALS}
+    taken = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    former = {number: signal.signal(number, take) for number in taken}
     try:
         yield cancelled.is_set
     finally:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
 
 from adapters.exports.job import ExportJob
+from adapters.exports.posed_frames import read_posed_frames
 from adapters.run_files import read_frame_rows
 from engine.geometry import invert_pose, quat_xyzw_from_rotation
-
-if TYPE_CHECKING:
-    import pycolmap
+from engine.types import Float64Array
 
 _TRAJECTORY_NAME = "trajectory.txt"
 
@@ -23,16 +25,24 @@ def write_tum(job: ExportJob) -> None:
         OSError: a file cannot be read or written.
     """
     source = job.run / (f"trajectory_{job.map_number}.txt" if job.map_number else _TRAJECTORY_NAME)
-    if source.is_file():
+    if source.is_file() and job.upright_from_map is None:
         shutil.copyfile(source, job.to / _TRAJECTORY_NAME)
+    elif source.is_file():
+        frames = ((one.captured_at_s, one.cam_from_world) for one in read_posed_frames(job))
+        _write(job.to / _TRAJECTORY_NAME, frames)
     times_s = {row.name: row.captured_at_s for row in read_frame_rows(job.run)}
-    lines = [
-        (times_s[image.name], _tum_pose(image)) for image in job.images() if image.name in times_s
+    keyframes = [
+        (times_s[image.name], np.asarray(image.cam_from_world().matrix()))
+        for image in job.images()
+        if image.name in times_s
     ]
-    lines.sort()
-    text = "".join(f"{_timestamp(time_s)} {pose}\n" for time_s, pose in lines)
+    _write(job.to / "trajectory_keyframes.txt", sorted(keyframes, key=lambda one: one[0]))
+
+
+def _write(path: Path, poses: Iterable[tuple[float, Float64Array]]) -> None:
+    text = "".join(f"{_timestamp(time_s)} {_tum_pose(pose)}\n" for time_s, pose in poses)
     header = "# timestamp tx ty tz qx qy qz qw (world_from_cam)\n"
-    (job.to / "trajectory_keyframes.txt").write_text(header + text, encoding="utf-8")
+    path.write_text(header + text, encoding="utf-8")
 
 
 def _timestamp(captured_at_s: float) -> str:
@@ -40,7 +50,7 @@ def _timestamp(captured_at_s: float) -> str:
     return f"{captured_at_s:.9f}".rstrip("0").rstrip(".")
 
 
-def _tum_pose(image: pycolmap.Image) -> str:
-    world_from_cam = invert_pose(image.cam_from_world().matrix())
+def _tum_pose(cam_from_world: Float64Array) -> str:
+    world_from_cam = invert_pose(cam_from_world)
     quat_xyzw = quat_xyzw_from_rotation(world_from_cam[:, :3])
     return " ".join(f"{value:.12g}" for value in (*world_from_cam[:, 3], *quat_xyzw))

@@ -59,6 +59,8 @@ PROFILE_FOLDER = "profile"  # made when the run was profiled
 DENSE_FOLDER = "dense"  # made with the first depth map
 PRODUCTS_FOLDER = "products"  # made with the first of them
 REPORT_NAME = "report.html"  # written when the run has ended
+TRAINING_FOLDER = "training"  # made where a trainer is to read the run
+TRAIN_LINK = "train"  # to the newest version in it
 KEYFRAME_STATUS = "keyframe"
 TRACKED_STATUS = "tracked"
 
@@ -76,11 +78,12 @@ _FILES = {
     "latest",
     REPORT_NAME,
     "summary.json",
+    TRAIN_LINK,
 }
 _NUMBERED_FILES = re.compile(r"trajectory(_live)?(_[0-9]+)?\.txt|recording(_[0-9]+)?\.rrd")
 _FORMER_HEADER = FRAMES_HEADER[:6]  # of runs that had no columns for poses
 _FOLDERS = {"images", "snapshots"}
-_OPTIONAL_FOLDERS = {MASKS_FOLDER, PROFILE_FOLDER, DENSE_FOLDER, PRODUCTS_FOLDER}
+_OPTIONAL_FOLDERS = {MASKS_FOLDER, PROFILE_FOLDER, DENSE_FOLDER, PRODUCTS_FOLDER, TRAINING_FOLDER}
 
 
 def trajectory_name(map_idx: int) -> str:

@@ -33,7 +33,7 @@ import numpy as np
 from engine.config import DenseConfig
 from engine.cpu_time import Stage, cpu_by_stage
 from engine.dense.dense_map import DenseMap, PlacedKeyframe
-from engine.dense.depth import DepthOptions, estimate_depth
+from engine.dense.depth import DepthOptions, SeeDepth, estimate_depth
 from engine.dense_types import (
     DenseCloud,
     DensePoints,
@@ -197,6 +197,7 @@ class DenseMaking:
         writer: runs writes in order.
         views: show it.
         emit: takes the events.
+        see_depth: by the run's matcher; None: it does not see any.
         budget: by default the configured share of the process.
         max_call_s: a call that takes longer without a sign of going on hangs; 0: none does.
         wait: waits for calls that may hang.
@@ -215,6 +216,7 @@ class DenseMaking:
         writer: Writer,
         views: ViewDispatcher,
         emit: EventSink,
+        see_depth: SeeDepth | None = None,
         budget: CpuBudget | None = None,
         max_call_s: float = MAX_CALL_S,
         wait: Wait = wait_for_call,
@@ -229,6 +231,7 @@ class DenseMaking:
         self._writer = writer
         self._views = views
         self._emit = emit
+        self._see_depth = see_depth
         self._budget = budget or CpuBudget(config.max_cpu_share)
         self._wait = wait
         self._clock = clock
@@ -503,7 +506,7 @@ class DenseMaking:
         views = {one.frame_id: one for one in (problem.view, *problem.neighbours)}
         try:
             images = self._images.of(handout.image_names, views)
-            return estimate_depth(problem, images, self._options)
+            return estimate_depth(problem, images, self._options, self._see_depth)
         except InferenceError as error:
             return DepthEstimate(
                 status=DepthStatus.NO_IMAGE, reason=str(error), depth_map=None, cpu_s=0.0

@@ -44,6 +44,7 @@ from engine.mapping.steps import MapFigures, MappingStep
 from engine.mapping.stored_state import StoredFrame, StoredModel
 from engine.matching.descriptor_store import DescriptorStore
 from engine.matching.pair_matching import PairMatching
+from engine.matching.pairs_ahead import PairsAhead
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
 from engine.matching.second_matching import DescriberForBoth, SecondMatching
@@ -62,9 +63,11 @@ from engine.ports import (
     PlaceIndex,
     ResumableSource,
     SecondMatcher,
+    SeesDepth,
     Source,
     View,
     WindowSolver,
+    WorksAhead,
 )
 from engine.run.background import MapJobs, Snapshots
 from engine.run.dense import MAX_CALL_S, DenseMaking
@@ -86,6 +89,7 @@ from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, EventQueue, MappingQueue, Writer
 from engine.run.stages import MappingStage, TrackingStage
+from engine.run.training import TrainingFolderMaking
 from engine.run.views import ViewDispatcher
 from engine.types import DropReason, Float64Array, Frame, RunCommand, Verdict
 from engine.windows.model import WindowSolverConfig
@@ -199,7 +203,10 @@ class Engine:
         self._asked_path = folder.path
         self._is_reading = True  # until the sources end
         self._stopped_by = StoppedBy.END_OF_SOURCES
+        self._ahead = matcher if isinstance(matcher, WorksAhead) else None
         self._make_outputs(folder, views)
+        if self._ahead is not None:
+            self._ahead.report_to(self._warn)
         self._make_guards(matcher, second)
         self._make_stages(places, solve_window, calibrations, recording)
 
@@ -226,6 +233,7 @@ class Engine:
                 if restored is not None:
                     await self._mapping.go_on(restored)
                 self._dense.start()
+                self._training.start()
                 is_sound = await self._run_stages() and await self._attempt(
                     self._finish_map(), what="finishing the map"
                 )
@@ -233,6 +241,7 @@ class Engine:
                 save_map = self._save_map(must_be_checked=not is_sound)
                 await self._attempt(save_map, what="saving the map")
                 await self._attempt(self._finish_dense(), what="finishing the dense map")
+                await self._attempt(self._training.finish(), what="finishing the training folder")
                 await self._attempt(self._show_map(), what="showing the map")
                 await self._log.close()
             return await self._close()
@@ -404,21 +413,27 @@ class Engine:
     async def _close_all(self) -> tuple[str, ...]:
         """Closes the folder and the views; returns what is not saved."""
         await self._dense.close()
+        await self._training.close()
         await run_in(self._io_thread, self._recorder.finish)
         await self._write_events()
         await asyncio.to_thread(self._views.close)
         # First, for who closes the database last merges its log.
         self._stored_descriptors.close()
         not_saved = await run_in(self._io_thread, self._recorder.close)
+        if self._ahead is not None:
+            await asyncio.to_thread(self._ahead.close)
         self._end_threads()
         return not_saved
 
     async def _abandon_all(self) -> None:
         """Closes the folder, whose run stays what it was before, and the views."""
         await self._dense.close()
+        await self._training.close()
         await asyncio.to_thread(self._views.close)
         self._stored_descriptors.close()
         await run_in(self._io_thread, self._recorder.abandon)
+        if self._ahead is not None:
+            await asyncio.to_thread(self._ahead.close)
         self._end_threads()
 
     def _end_threads(self) -> None:
@@ -467,10 +482,13 @@ class Engine:
             failed_writes=self._recorder.num_failed_writes,
             view_events_lost=self._views.num_events_lost,
             dense=self._dense.figures(),
+            train=self._training.figures(),
             peak_gpu_mb=max(
                 one.peak_gpu_mb for one in (self._matcher, self._second) if one is not None
             ),
         )
+        if self._ahead is not None:
+            summary["remote"] = self._ahead.figures()
         return RunOutcome(
             path=self._recorder.path,
             stopped_by=self._stopped_by,
@@ -535,6 +553,7 @@ class Engine:
         self._arrivals.break_off()
         self._mapping.drop_what_waits()
         self._dense.drop_what_waits()
+        self._training.drop_what_waits()
 
     def _num_waiting(self) -> int:
         """Frames that have arrived and are not yet tracked or in the map."""
@@ -597,6 +616,7 @@ class Engine:
                 ("adjusting", Stage.GLOBAL_ADJUSTMENT),
                 ("second", Stage.MATCH),
                 ("dense", Stage.DENSE_DEPTH),
+                ("training", Stage.TRAINING_FOLDER),
                 ("io", Stage.TABLES),
             )
         )
@@ -608,6 +628,7 @@ class Engine:
             self._job_thread,
             self._second_thread,
             self._dense_thread,
+            self._training_thread,
             self._io_thread,
         ) = self._threads
         self._watches = {
@@ -679,6 +700,7 @@ class Engine:
             matching=self._guards[RunPart.MATCHING],
             faults=self._faults,
         )
+        self._see_depth = matcher.seen_depth if isinstance(matcher, SeesDepth) else None
         self._second = (
             None
             if second is None
@@ -696,6 +718,7 @@ class Engine:
     ) -> None:
         self._make_queues(recording)
         self._make_ingestion(calibrations)
+        self._make_pairs_ahead()
         self._make_tracking()
         graph, matching = self._make_matching(places)
         self._make_mapper(graph, matching, solve_window)
@@ -743,6 +766,17 @@ class Engine:
         if self._former is not None:
             self._ingestion.take_former(self._former.stored)
 
+    def _make_pairs_ahead(self) -> None:
+        config, former = self._config, self._former
+        self._pairs_ahead: PairsAhead | None = None
+        if self._ahead is not None:
+            self._pairs_ahead = PairsAhead(
+                config.scene_graph,
+                coarse_to_fine=config.coarse_to_fine,
+                matcher=self._ahead,
+                num_before=0 if former is None else len(former.stored.keyframes),
+            )
+
     def _make_tracking(self) -> None:
         config = self._config
         self._tracking = TrackingStage(
@@ -763,6 +797,8 @@ class Engine:
             warn=self._events.warn,
             faults=self._faults,
             log=self._log,
+            ahead=self._ahead,
+            pairs_ahead=self._pairs_ahead,
         )
 
     def _make_matching(self, places: PlaceIndex | None) -> tuple[SceneGraph, PairMatching]:
@@ -835,6 +871,17 @@ class Engine:
             writer=self._writer,
             views=self._views,
             emit=self._events,
+            see_depth=self._see_depth,
+            max_call_s=min(self._config.faults.max_call_s, MAX_CALL_S),
+            wait=self._wait_for_call,
+        )
+        self._training = TrainingFolderMaking(
+            is_wanted=self._config.snapshots.train,
+            jpeg_quality=self._config.runtime.keyframe_jpeg_quality,
+            thread=self._training_thread,
+            faults=self._faults,
+            recorder=self._recorder,
+            writer=self._writer,
             max_call_s=min(self._config.faults.max_call_s, MAX_CALL_S),
             wait=self._wait_for_call,
         )
@@ -845,6 +892,7 @@ class Engine:
             writer=self._writer,
             clock=self._events.clock,
             taken=self._dense.take_world,
+            written=self._training.snapshot_written,
         )
 
     def _make_mapping(self, matching: PairMatching) -> None:
@@ -867,6 +915,7 @@ class Engine:
             ahead=AheadPoser(config.registration, seed=config.runtime.seed),
             max_rebuilds=config.faults.max_map_rebuilds,
             dense=self._dense,
+            pairs_ahead=self._pairs_ahead,
         )
 
     def _waited_in(self, name: QueueName) -> Callable[[float], None]:

@@ -36,6 +36,7 @@ _STAGE_OF_PART = {
     RunPart.WINDOW: Stage.WINDOWS,
     RunPart.LENS_SEARCH: Stage.LENS_SEARCH,
     RunPart.DENSE: Stage.DENSE_DEPTH,
+    RunPart.TRAINING: Stage.TRAINING_FOLDER,
 }
 
 Params = ParamSpec("Params")

@@ -354,6 +354,26 @@ def test_a_matcher_without_weights_is_refused_before_a_folder_is_made(
 
 
 @pytest.mark.parametrize(
+    ("source", "package", "extra"),
+    [
+        ("mqtt://127.0.0.1/a/frame", "aiomqtt", "mqtt"),
+        ("phone://127.0.0.1:18443", "aiohttp", "phone"),
+        ("walk.mcap", "rosbags", "ros"),
+    ],
+)
+def test_a_source_whose_package_is_missing_is_refused_with_what_installs_it(
+    source: str, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "walk.mcap").touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(AdapterUnavailableError, match=f"needs the package {package}") as refused:
+        launch(QUIET, options(tmp_path / "run", source))
+    assert refused.value.extra == extra
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("settings", "extra"),
     [({"matching": {"matcher": "mast3r"}}, "mast3r"), ({"window": {"solver": "vggsfm"}}, "vggsfm")],
 )

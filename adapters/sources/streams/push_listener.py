@@ -14,9 +14,14 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from adapters.live.crowding import oldest_of_most_crowded
 from adapters.live.quiet_log import QuietLog
+
+if TYPE_CHECKING:
+    from adapters.sources.streams.stream_address import StreamAddress
+    from engine.config import LiveSourcesConfig
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +73,17 @@ class PushListener:
         self._log = QuietLog(logger)
         self._waiting: list[Publisher] = []  # oldest first
         self._served_at_s: dict[str, float] = {}  # by address
+
+    @classmethod
+    def at(cls, address: StreamAddress, *, config: LiveSourcesConfig) -> PushListener:
+        """Listens at the address of a stream that is pushed.
+
+        Raises:
+            OSError: it cannot be used.
+        """
+        return cls(
+            address.host, address.port, label=address.label, patience_s=config.read_timeout_s
+        )
 
     def wait(self, timeout_s: float, *, stop: threading.Event) -> Publisher | None:
         """The next that may push: of several, from the address that was served longest ago.
