@@ -345,6 +345,10 @@ def _matching(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, P
             return _sift(config, sources), None
         case "oracle":
             return _oracle(config, sources)
+        case "mast3r" if config.remote.address:
+            from adapters.remote.open_remote import open_remote_mast3r
+
+            return open_remote_mast3r(config)
         case "mast3r":
             _load_torch("matching.matcher=mast3r", extra="mast3r")
             from adapters.matchers.mast3r.open_matcher import open_mast3r

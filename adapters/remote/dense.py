@@ -52,6 +52,9 @@ class StateSource(Protocol):
             InferenceError: the matcher cannot run here.
         """
 
+    def close(self) -> None:
+        """Lets go of what it keeps."""
+
 
 class RemoteDense:
     """A `PairMatcher` and `WorksAhead` over a dense matcher.
@@ -217,6 +220,7 @@ class RemoteDense:
         """Ends the connection."""
         self._ahead.close()
         self._cluster.close()
+        self._source.close()
 
 
 def _keys_of(request: MatchRequest) -> Keys:

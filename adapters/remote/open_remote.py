@@ -5,23 +5,32 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from adapters.install_advice import missing_package
 from adapters.matchers.sift import SiftMatcher
 from adapters.remote.cluster import Cluster
 from adapters.remote.dense import RemoteDense
 from adapters.remote.messages import Message
+from adapters.remote.places import RemotePlaces
 from adapters.remote.sift import RemoteSift
-from adapters.remote.states import OracleStates
+from adapters.remote.states import Mast3rStates, OracleStates
 from adapters.town.oracle import OraclePlaces, open_oracle
 from adapters.town.source import SyntheticTown
 from engine.config import Config, SiftConfig
 from engine.errors import ConfigError
 
+if TYPE_CHECKING:
+    from adapters.matchers.mast3r.matcher import Mast3rMatcher
+
 logger = logging.getLogger(__name__)
 
-_SECTIONS = {"sift": ("sift",), "oracle": ("oracle", "dense_matching", "runtime", "sources")}
+_SECTIONS = {
+    "sift": ("sift",),
+    "mast3r": ("mast3r", "dense_matching"),
+    "oracle": ("oracle", "dense_matching", "runtime", "sources"),
+}
 
 
 def open_remote_sift(config: Config, sift: SiftConfig) -> RemoteSift:
@@ -52,6 +61,49 @@ def open_remote_oracle(config: Config, town: SyntheticTown) -> tuple[RemoteDense
     )
     opener.connect(has_local=True)
     return matcher, OraclePlaces(oracle)
+
+
+def open_remote_mast3r(config: Config) -> tuple[RemoteDense, RemotePlaces]:
+    """MASt3R in the cluster, connected, and how it finds places.
+
+    Its weights are read by the workers, from the same path.
+
+    Raises:
+        AdapterUnavailableError: Ray is missing.
+        ConfigError: the cluster does not answer, and MASt3R cannot run here; or no weights are
+            configured.
+    """
+    if not config.mast3r.checkpoint or config.mast3r.retrieval_checkpoint:
+        raise ConfigError(
+            "matching.matcher=mast3r on a cluster needs mast3r.checkpoint, a path on its nodes, and"
+            " no mast3r.retrieval_checkpoint"
+        )
+    one_by_one = config.mast3r.model_copy(update={"batch_pairs": 1})
+    config = config.model_copy(update={"mast3r": one_by_one})
+    opener = _Opener(config, "mast3r")
+    open_here = _mast3r_here(config)
+    matcher = RemoteDense(
+        config.remote,
+        dense=config.dense_matching,
+        source=Mast3rStates(open_here),
+        cluster=opener.make,
+    )
+    opener.connect(has_local=open_here is not None)
+    return matcher, RemotePlaces(matcher.place_vector)
+
+
+def _mast3r_here(config: Config) -> Callable[[], Mast3rMatcher] | None:
+    """Opens MASt3R on this machine; None where PyTorch or the weights are missing."""
+    has_weights = Path(config.mast3r.checkpoint).expanduser().exists()
+    if importlib.util.find_spec("torch") is None or not has_weights:
+        return None
+
+    def open_here() -> Mast3rMatcher:
+        from adapters.matchers.mast3r.open_matcher import mast3r_opener
+
+        return mast3r_opener(config.mast3r, dense=config.dense_matching)()
+
+    return open_here
 
 
 class _Opener:

@@ -16,7 +16,8 @@ import numpy as np
 from adapters.matchers.sift import SiftMatcher
 from adapters.remote.ahead import AheadWork
 from adapters.remote.cluster import Call, Cluster, ClusterAwayError
-from adapters.remote.hosted import frame_to_plain, key_of
+from adapters.remote.frames import frame_to_plain
+from adapters.remote.hosted import key_of
 from adapters.remote.messages import Message
 from adapters.remote.plain import from_plain, to_plain
 from engine.config import RemoteConfig, SiftConfig

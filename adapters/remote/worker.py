@@ -23,9 +23,10 @@ from typing import Any
 from adapters.remote.fair_turns import FairTurns
 from adapters.remote.hosted import HostedMatcher, open_hosted
 from adapters.remote.messages import Array, Arrays, Fields
+from adapters.remote.plain import Plain
 from engine.errors import InferenceError
 
-Reply = tuple[dict[str, Any], dict[str, Any]]
+Reply = Plain
 State = tuple[str, Sequence[Any]]  # key and, in a list, so that Ray does not fetch it, where it is
 
 _MAX_RUNS = 64  # whose matchers are kept
