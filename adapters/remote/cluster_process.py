@@ -29,7 +29,7 @@ from typing import Any
 
 from adapters.remote.connecting import NAMESPACE, connect
 from adapters.remote.messages import BrokenMessageError, Channel, Fields, Message
-from adapters.remote.worker import MatcherWorker, code_version
+from adapters.remote.worker import MatcherWorker, code_version, solve_window
 from adapters.remote.workers import Worker, Workers
 from engine.config import RemoteConfig
 
@@ -233,7 +233,21 @@ class ClusterProcess:
             )
         )
 
+    async def _solve_window(self, call: Message) -> Message:
+        """Solves a window as a task, which Ray makes again elsewhere if its node is lost."""
+        import ray
+
+        solve = ray.remote(solve_window).options(
+            num_cpus=self._remote.solver_cpus, max_retries=self._remote.max_tries
+        )
+        arrays = {name: array.copy() for name, array in call.arrays.items()}
+        reply = solve.remote(dict(call.fields["call"]), arrays)
+        fields, arrays = await asyncio.wait_for(reply, self._remote.call_timeout_s)
+        return Message(kind="result", fields=fields, arrays=arrays)
+
     async def _attempts(self, call: Message) -> Message:
+        if call.fields["method"] == "window":
+            return await self._solve_window(call)
         keys = [str(key) for key in call.fields["keys"]]
         words = "no worker answers"
         tried: tuple[Worker, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping
@@ -16,10 +17,12 @@ from adapters.remote.messages import Message
 from adapters.remote.places import RemotePlaces
 from adapters.remote.sift import RemoteSift
 from adapters.remote.states import Mast3rStates, OracleStates
+from adapters.remote.windows import RemoteWindowSolver
 from adapters.town.oracle import OraclePlaces, open_oracle
 from adapters.town.source import SyntheticTown
 from engine.config import Config, SiftConfig
 from engine.errors import ConfigError
+from engine.ports import PairMatcher, WindowSolver
 
 if TYPE_CHECKING:
     from adapters.matchers.mast3r.matcher import Mast3rMatcher
@@ -90,6 +93,17 @@ def open_remote_mast3r(config: Config) -> tuple[RemoteDense, RemotePlaces]:
     )
     opener.connect(has_local=open_here is not None)
     return matcher, RemotePlaces(matcher.place_vector)
+
+
+def open_remote_solver(matcher: PairMatcher) -> WindowSolver | None:
+    """What solves windows in the cluster that a matcher is connected to; None: it is to none."""
+    from engine.windows.model import WindowSolverConfig
+    from engine.windows.solver import solve_window
+
+    if not isinstance(matcher, RemoteSift | RemoteDense):
+        return None
+    local = functools.partial(solve_window, config=WindowSolverConfig())
+    return RemoteWindowSolver(matcher.cluster, local)
 
 
 def _mast3r_here(config: Config) -> Callable[[], Mast3rMatcher] | None:
