@@ -1,13 +1,12 @@
 """Matchers as a worker has them, one for each run: calls of plain arrays in, plain arrays out.
 
-What a run's matcher needs of a keyframe is its state: descriptors of SIFT, tokens of MASt3R, the
-index of a frame for the oracle. It has a key: the digest of descriptors, else the frame's id.
+What a run's matcher needs of a keyframe is its state: descriptors of SIFT, tokens of MASt3R, for
+the oracle the truth. It has a key: the digest of descriptors, else the frame's id.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -28,7 +27,7 @@ from engine.types import (
     PairMatches,
 )
 
-_MAX_STATE_BYTES = 512_000_000  # of descriptors, of all runs
+_MAX_STATE_BYTES = 512_000_000
 _MAX_PREPARED = 256  # pairs, of each run
 
 
@@ -103,7 +102,7 @@ def open_hosted(spec: Mapping[str, Any]) -> Callable[[], HostedMatcher]:
 
             return mast3r_hosts(config)
         case "oracle":
-            return lambda: HostedOracle(config, address=spec["address"])
+            return lambda: HostedOracle(config, states=States(max_bytes=_MAX_STATE_BYTES))
         case _:
             raise ValueError(f"no matcher that runs elsewhere: {spec['matcher']}")
 
@@ -168,20 +167,23 @@ class HostedSift:
 
 
 class HostedOracle:
-    """The oracle of a town that is made here, too; its state of a keyframe is the frame's index."""
+    """The oracle; its state of a keyframe is what is true of its image.
 
-    def __init__(self, config: Config, *, address: str) -> None:
-        from adapters.town.oracle import open_oracle
-        from adapters.town.source import SyntheticTown, parse_town_spec
+    Args:
+        config: settings.
+        states: of this run.
+    """
 
-        numbers = itertools.count(1)
-        town = SyntheticTown(
-            parse_town_spec(address),
-            next_frame_id=lambda: FrameId(next(numbers)),
-            config=config.sources,
+    def __init__(self, config: Config, *, states: States) -> None:
+        from adapters.town.oracle import OracleMatcher, TrueView
+
+        def truth(frame_id: int) -> TrueView:
+            return TrueView.from_bytes(states[str(frame_id)])
+
+        self._states = states
+        self._matcher = OracleMatcher(
+            config.oracle, dense=config.dense_matching, truth=truth, seed=config.runtime.seed
         )
-        self._matcher = open_oracle(config, town)
-        self._held: set[str] = set()
         self._prepared: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def describe(self, fields: Fields, arrays: Arrays) -> Plain:
@@ -189,17 +191,17 @@ class HostedOracle:
         raise InferenceError("the oracle describes where the run is")
 
     def encode(self, key: str, fields: Fields, arrays: Arrays) -> tuple[Array, Array]:
-        """The index is what it gets."""
-        raise InferenceError("the oracle has no state but the index of a frame")
+        """The truth is what it gets."""
+        raise InferenceError("the oracle has no state but the truth")
 
     def holds(self, key: str) -> bool:
-        """Whether it knows a frame."""
-        return key in self._held
+        """Whether it knows the truth."""
+        return key in self._states
 
     def take(self, key: str, state: Array) -> None:
-        """Takes the index (1,) of a frame."""
-        self._matcher.know(FrameId(int(key)), index=int(state[0]))
-        self._held.add(key)
+        """Takes the truth, as bytes."""
+        self._states.put(key, state)
+        self._matcher.know(FrameId(int(key)), index=int(key))
 
     def match(self, keys: tuple[str, str], fields: Fields, arrays: Arrays) -> Plain:
         """The matches of a pair."""

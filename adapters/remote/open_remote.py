@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapters.install_advice import missing_package
 from adapters.matchers.sift import SiftMatcher
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 _SECTIONS = {
     "sift": ("sift",),
     "mast3r": ("mast3r", "dense_matching"),
-    "oracle": ("oracle", "dense_matching", "runtime", "sources"),
+    "oracle": ("oracle", "dense_matching", "runtime"),
 }
 
 
@@ -55,7 +55,7 @@ def open_remote_oracle(config: Config, town: SyntheticTown) -> tuple[RemoteDense
         AdapterUnavailableError: Ray is missing.
     """
     oracle = open_oracle(config, town)
-    opener = _Opener(config, "oracle", {"address": town.info.label})
+    opener = _Opener(config, "oracle")
     matcher = RemoteDense(
         config.remote,
         dense=config.dense_matching,
@@ -126,18 +126,17 @@ class _Opener:
     Args:
         config: the resolved configuration.
         name: of the matcher.
-        more: what its workers get to know besides settings.
 
     Raises:
         AdapterUnavailableError: Ray is missing.
     """
 
-    def __init__(self, config: Config, name: str, more: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, config: Config, name: str) -> None:
         if importlib.util.find_spec("ray") is None:
             raise missing_package("remote.address", package="ray", extra="ray")
         self._config = config
         sections = {key: getattr(config, key).model_dump(mode="json") for key in _SECTIONS[name]}
-        self._spec = {"matcher": name, "config": sections, **(more or {})}
+        self._spec = {"matcher": name, "config": sections}
         self._cluster: Cluster | None = None
 
     def make(self, provide: Callable[[str], Message | None]) -> Cluster:

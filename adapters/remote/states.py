@@ -100,7 +100,7 @@ class Mast3rStates:
 
 
 class OracleStates:
-    """A `StateSource`: the state of a keyframe is the index of its frame.
+    """A `StateSource`: the state of a keyframe is what is true of its image.
 
     Args:
         oracle: matches here.
@@ -108,7 +108,7 @@ class OracleStates:
 
     def __init__(self, oracle: OracleMatcher) -> None:
         self._oracle = oracle
-        self._index_of: dict[str, int] = {}
+        self._known: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -121,16 +121,16 @@ class OracleStates:
         return self._oracle.matches_everything
 
     def keep(self, frame: Frame) -> None:
-        """Keeps the index."""
-        self._index_of[str(frame.frame_id)] = frame.index
+        """Keeps which frame of the town it is."""
+        self._known.add(str(frame.frame_id))
         self._oracle.know(FrameId(frame.frame_id), index=frame.index)
 
     def provide(self, key: str) -> Message | None:
         """The state."""
-        index = self._index_of.get(key)
-        if index is None:
+        if key not in self._known:
             return None
-        return Message(kind="", arrays={"state": np.array([index], np.int64)})
+        truth = self._oracle.view(FrameId(int(key)))
+        return Message(kind="", arrays={"state": truth.to_bytes()})
 
     def match_here(self, request: MatchRequest) -> PairMatches:
         """Matches a pair."""
@@ -138,4 +138,4 @@ class OracleStates:
         return matched
 
     def close(self) -> None:
-        """Nothing: it keeps indices."""
+        """Nothing: it keeps no file."""
