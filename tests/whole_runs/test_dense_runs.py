@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from adapters import cli
-from adapters.dense_ply import read_dense_ply_header, similarity_onto
+from adapters.exports.dense_ply import read_dense_ply_header, similarity_onto
 from adapters.town.source import SyntheticTown, parse_town_spec
 from engine.geometry import transform_points
 from engine.output.depth_store import DepthStore

@@ -120,7 +120,14 @@ def test_frames_of_a_live_run_come_from_its_recording(tmp_path: Path, town: Path
     recorded = tmp_path / "recorded"
     livesfm("run", TOWN, "--out", tmp_path / "run", "--record-input", recorded, *LEAN)
     for to, more in (("again", []), ("recorded-frames", ["--source", recorded])):
-        arguments = ["--to", tmp_path / to, "--undistort", "--frames", "sharpest:12", *more]
+        arguments: list[str | Path] = [
+            "--to",
+            tmp_path / to,
+            "--undistort",
+            "--frames",
+            "sharpest:12",
+            *more,
+        ]
         livesfm("export", tmp_path / "run", *arguments)
     first, second = (
         read_as_gaussian_splatting(tmp_path / to) for to in ("again", "recorded-frames")
@@ -142,7 +149,14 @@ def test_the_sharpest_of_real_photos_are_no_worse_than_all(
     for photo in photos:
         (folder / photo.name).symlink_to(photo)
     livesfm("run", folder, "--out", tmp_path / "run", *LEAN)
-    arguments = ["--to", tmp_path / "out", "--undistort", "--nerfstudio", "--frames", "sharpest:7"]
+    arguments: list[str | Path] = [
+        "--to",
+        tmp_path / "out",
+        "--undistort",
+        "--nerfstudio",
+        "--frames",
+        "sharpest:7",
+    ]
     livesfm("export", tmp_path / "run", *arguments)
     assert len(assert_whole(tmp_path / "out").cameras) == 7
     with (tmp_path / "out" / "image_names.csv").open() as file:
