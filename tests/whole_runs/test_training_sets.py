@@ -119,7 +119,8 @@ def _center(model: pycolmap.Reconstruction, name: str) -> Float64Array:
 def test_frames_of_a_live_run_come_from_its_recording(tmp_path: Path, town: Path) -> None:
     recorded = tmp_path / "recorded"
     livesfm("run", TOWN, "--out", tmp_path / "run", "--record-input", recorded, *LEAN)
-    for to, more in (("again", []), ("recorded-frames", ["--source", recorded])):
+    sources: dict[str, list[str | Path]] = {"again": [], "recorded-frames": ["--source", recorded]}
+    for to, more in sources.items():
         arguments: list[str | Path] = [
             "--to",
             tmp_path / to,
