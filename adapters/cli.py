@@ -220,7 +220,9 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Reconstructs SOURCE while its frames arrive; writes a run folder."""
-    with _errors_reported():
+    from adapters.sources.streams.push_listener import listening_early
+
+    with _errors_reported(), listening_early(source) as early:
         refuse_unknown_sources(source)
         control = _control(gcp, check, scale_bar)
         options = _options(
@@ -231,7 +233,7 @@ def run(
             quiet=quiet,
             view_stays=view_stays,
         )
-        options = replace(options, record_input=record_input, profile=profile)
+        options = replace(options, record_input=record_input, profile=profile, early=early or None)
         config = [*_recorded_overlays(source), *(config or [])]
         if record_input is not None and onto is not None:
             raise ConfigError("--record-input: keeps whole runs only, not those begun with --onto")
