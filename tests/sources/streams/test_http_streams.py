@@ -289,6 +289,33 @@ def test_a_master_playlist_leads_to_its_pieces(tmp_path: Path) -> None:
     assert len(frames_of(serve(answers, until=reported(ENDED)))) == 20
 
 
+def test_of_several_variants_the_first_is_read_and_no_other(tmp_path: Path) -> None:
+    master = b"#EXTM3U\n" + b"".join(
+        b"#EXT-X-STREAM-INF:BANDWIDTH=%d\n/%s\n" % (bandwidth, name)
+        for bandwidth, name in ((90000, b"first"), (900000, b"second"))
+    )
+    pieces = pieces_of_video(tmp_path, 6)
+    others = {f"/other{path}": piece for path, piece in pieces.items()}
+    answers = {
+        **pieces,
+        **others,
+        "/x": body(master),
+        "/first": body(playlist(*pieces)),
+        "/second": body(playlist(*others)),
+    }
+    with HttpServer(answers) as server:
+        items = read(open_stream(server.url("/x")), until=reported(ENDED))
+    assert len(frames_of(items)) == 60
+    asked = [path for path, _ in server.requests]
+    assert "/other/piece5" not in asked
+    assert sum(path.startswith("/other") for path in asked) <= 3  # that are looked at
+
+
+def test_a_playlist_of_too_many_variants_is_refused() -> None:
+    variants = b"".join(b"#EXT-X-STREAM-INF:BANDWIDTH=1\n/%d\n" % n for n in range(5000))
+    assert "too long" in words_for(body(b"#EXTM3U\n" + variants))
+
+
 def test_a_playlist_that_grows_is_read_on(tmp_path: Path) -> None:
     pieces = pieces_of_video(tmp_path, 3)
     asked = itertools.count(1)
