@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _PROGRAM = "ffmpeg"
 _PROBE_S = 10.0
+_NEEDED = (
+    f"neither FFmpeg as PyAV brings it nor a program {_PROGRAM} on PATH knows SRT; Debian's and"
+    " Homebrew's package ffmpeg does (apt install ffmpeg, brew install ffmpeg)"
+)
 
 
 def choose_srt(address: StreamAddress) -> StreamAddress:
@@ -34,12 +38,17 @@ def choose_srt(address: StreamAddress) -> StreamAddress:
     if _ffmpeg_knows_srt():
         return replace(address, way=Way.FFMPEG)
     if not _program_knows_srt():
-        raise SourceError(
-            f"{address.label}: neither FFmpeg as PyAV brings it nor a program {_PROGRAM} on PATH"
-            " knows SRT; Debian's and Homebrew's package ffmpeg does (apt install ffmpeg, brew"
-            " install ffmpeg)"
-        )
+        raise SourceError(f"{address.label}: {_NEEDED}")
     return address
+
+
+def srt_in_words() -> tuple[bool, str]:
+    """Whether SRT can be received here, and by what, or what it needs."""
+    if _ffmpeg_knows_srt():
+        return True, "by FFmpeg as PyAV has it"
+    if _program_knows_srt():
+        return True, f"by the program {shutil.which(_PROGRAM)}"
+    return False, _NEEDED
 
 
 def _ffmpeg_knows_srt() -> bool:
