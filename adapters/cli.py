@@ -626,6 +626,37 @@ def benchmark(
 
 
 @app.command()
+def batch(
+    dataset: Annotated[
+        list[str], typer.Argument(metavar="DIR", help="Folder of images, or video; a run each.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs.")] = Path("runs"),
+    config: ConfigOption = None,
+    settings: SettingOption = None,
+) -> None:
+    """Makes a run of each DIR, by tasks of a Ray cluster with --set remote.address; resumable."""
+    from rich.table import Table
+
+    from adapters.batch import COLUMNS, plan_batch, run_batch
+
+    with _errors_reported():
+        address = _load(config, settings).remote.address
+        given = [f"--config={one}" for one in config or []]
+        given += [f"--set={one}" for one in settings or [] if not one.startswith("remote.")]
+        runs = plan_batch(dataset, out=out, arguments=given)
+        results = []
+        for result in run_batch(runs, address=address):
+            _say("  ".join(result.row))
+            results.append(result)
+        table = Table(*COLUMNS, title=str(out))
+        for result in sorted(results, key=lambda one: one.name):
+            table.add_row(*result.row)
+        _print_table(table)
+    if not all(result.summary for result in results):
+        raise typer.Exit(NOTHING_MADE)
+
+
+@app.command()
 def doctor(config: ConfigOption = None, settings: SettingOption = None) -> None:
     """Shows what is installed and what can run here, and how to get weights."""
     from adapters.doctor import examine, findings_table, is_core_ready

@@ -289,7 +289,7 @@ def open_engine(
     _check_live_view(config, options)
     matcher, places = _matching(config, sources)
     second = _second_matcher(config)
-    solve_window = _window_solver(config, options)
+    solve_window = _window_solver(config, options, matcher)
     masks = _camera_masks(config)
     requests = requests or RunRequests()
     opened = [*views, *_open_remote_views(config, options, sources, requests)]
@@ -382,6 +382,10 @@ def _matching(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, P
             return _sift(config, sources), None
         case "oracle":
             return _oracle(config, sources)
+        case "mast3r" if config.remote.address:
+            from adapters.remote.open_remote import open_remote_mast3r
+
+            return open_remote_mast3r(config)
         case "mast3r":
             _load_torch("matching.matcher=mast3r", extra="mast3r")
             from adapters.matchers.mast3r.open_matcher import open_mast3r
@@ -434,7 +438,9 @@ def _oracle(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, Pla
     return oracle, OraclePlaces(oracle)
 
 
-def _window_solver(config: Config, options: LaunchOptions) -> WindowSolver | None:
+def _window_solver(
+    config: Config, options: LaunchOptions, matcher: PairMatcher
+) -> WindowSolver | None:
     """The configured solver of windows; None: the engine's own.
 
     Raises:
@@ -442,8 +448,14 @@ def _window_solver(config: Config, options: LaunchOptions) -> WindowSolver | Non
         ConfigError: upstream's package or something it needs is missing, or its weights cannot be
             used.
     """
-    if config.window.solver == "native" or not config.window.enabled:
+    if not config.window.enabled:
         return None
+    if config.window.solver == "native":
+        if not (config.remote.solves_windows and config.remote.address):
+            return None
+        from adapters.remote.open_remote import open_remote_solver
+
+        return open_remote_solver(matcher)
     _load_torch("window.solver=vggsfm", extra="vggsfm")
     from adapters.windows.vggsfm import open_vggsfm
     from adapters.windows.vggsfm_predictor import FolderImages
