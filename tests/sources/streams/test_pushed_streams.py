@@ -206,6 +206,13 @@ def test_srt_is_received_where_a_sender_connects(clip: Path, capfd: Any) -> None
     assert "s3cret" not in repr(items) + "".join(capfd.readouterr())
 
 
+def test_nobody_connecting_by_srt_is_no_loss() -> None:
+    needs_srt()
+    live = {"open_timeout_s": 0.1, "read_timeout_s": 0.1, "give_up_after_s": 1.5}
+    items = read(open_stream(f"srt://{LOOPBACK}:{free_port()}?mode=listener", live=live))
+    assert states_of(items) == [SourceState.ENDED]
+
+
 def test_srt_is_pulled_from_a_server_and_found_again(clip: Path) -> None:
     needs_srt()
     place = f"srt://{LOOPBACK}:{free_port()}"
