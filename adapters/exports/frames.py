@@ -59,7 +59,8 @@ _MIN_INLIERS = 20
 _MIN_INLIER_RATIO = 0.5
 _MAX_DETAILS = 200  # points of a frame by which sharpness is compared
 _MAX_KEPT = 4  # keyframes whose images are in memory
-_SAME_LEVELS = 2.0  # mean difference of a keyframe's JPEG from its picture, in grey levels
+_COMPARED_EDGE_PX = 160  # at which a keyframe's image is compared with its source's picture
+_SAME_LEVELS = 2.0  # mean difference of the same picture, whoever compressed it
 _HEADER = ("image", "frame", "kind", "reprojection_error_px", "sharpness")
 
 
@@ -316,10 +317,7 @@ class _Reading:
         except JournalError as error:
             raise SnapshotError(str(error)) from error
         kept, pixels = _read_image(path), read.frame.pixels
-        is_same = kept.shape == pixels.shape and (
-            float(np.abs(kept.astype(np.int16) - pixels).mean()) <= _SAME_LEVELS
-        )
-        if not is_same:
+        if kept.shape != pixels.shape or _difference(kept, pixels) > _SAME_LEVELS:
             raise ConfigError(
                 f"{read.name}: the source has another picture there than the run: it is another"
                 " file than the run read; --source names the right one"
@@ -525,6 +523,18 @@ def _read_image(path: Path) -> Uint8Array:
     if pixels is None:
         raise SnapshotError(f"the image {path.name} cannot be read")
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _difference(first: Uint8Array, second: Uint8Array) -> float:
+    """The mean difference of two images in grey levels, but for what compression changes."""
+    import cv2
+
+    ratio = min(1.0, _COMPARED_EDGE_PX / max(first.shape))
+    small = [
+        cv2.resize(_grey(one), None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA)
+        for one in (first, second)
+    ]
+    return float(cv2.absdiff(*small).mean())
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -86,7 +86,7 @@ def test_a_whole_survey_has_every_section(run: ReportedRun) -> None:
     page = page_of(run)
     for words in (
         *("11 positions placed it; 1 position did not agree and was left out.", "North is up."),
-        *("well: by three keyframes or more, at 5 degrees or more, with a surface 70", "3.1"),
+        *("70 % is seen well: by three keyframes", "; 3.1 % not at all"),
         *("80 x 60 px, 0.250 m a pixel", "Horizontal distances to positions", "Track lengths"),
         *("280.00 px by EXIF", "+7.1 %", "11 pairs of keyframes", "17 were matched and rejected"),
     ):

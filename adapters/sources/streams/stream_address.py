@@ -73,6 +73,22 @@ class StreamAddress:
         return replace(self, url=urlsplit(self.url)._replace(netloc=netloc).geturl())
 
 
+def place_of_push(spec: str) -> tuple[str, int] | None:
+    """Host and port at which a source waits for a push by RTMP; None where it is no such source."""
+    try:
+        parts = urlsplit(spec)
+        if parts.scheme == "rtmp" and parts.hostname and _is_push(parts):
+            return parts.hostname, parts.port or _PORTS["rtmp"]
+    except ValueError:  # it is no address, which is reported when it is opened
+        pass
+    return None
+
+
+def _is_push(parts: SplitResult) -> bool:
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    return dict(query).get("listen", "0") not in {"", "0"}
+
+
 def parse_stream_address(spec: str, *, config: LiveSourcesConfig) -> StreamAddress:
     """Reads ``rtsp(s)://``, ``rtmp(s)://``, ``http(s)://``, ``srt://``, ``udp://``, ``camera:N``.
 
@@ -156,7 +172,7 @@ def _label(parts: SplitResult) -> str:
 
 def _rtmp(parts: SplitResult, *, label: str, config: LiveSourcesConfig) -> StreamAddress:
     query = parse_qsl(parts.query, keep_blank_values=True)
-    is_listening = dict(query).get("listen", "0") not in {"", "0"}
+    is_listening = _is_push(parts)
     is_secure = parts.scheme == "rtmps"
     options = {**SHORT_LOOK, **_secured(parts.scheme, config)}
     if not is_listening:

@@ -190,7 +190,7 @@ class StreamReader:
         if not self._intake.has_news:
             logger.info("%s: waits for a stream to be pushed", self._address.label)
         if self._listener is None:
-            self._listener = PushListener.at(self._address, config=self._config)
+            self._listener = PushListener.at(self._address, config=self._config, early={})
         return self._listener.wait(self._address.max_wait_s, stop=self._stop)
 
     def _opening_failed(self, error: Exception) -> Loss:
