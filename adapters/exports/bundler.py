@@ -16,7 +16,6 @@ from adapters.exports.job import ExportJob
 from adapters.exports.names import flat_names
 from engine.errors import ConfigError
 from engine.geometry import grid_over_image
-from engine.output.undistortion import pinhole_of
 from engine.types import Float64Array
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ def check_bundler(job: ExportJob, *, is_undistorted: bool) -> None:
     Raises:
         ConfigError: it has not.
     """
+    from engine.output.undistortion import pinhole_of
+
     for camera in job.reconstruction.cameras.values():
         if is_undistorted and camera.is_spherical():
             continue  # its views are square pinholes
