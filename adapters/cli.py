@@ -181,8 +181,9 @@ def run(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Image folder, video, ROS bag or synthetic:town; live: rtsp://, rtmp://, http://, "
-            "camera:0, watch:FOLDER, mqtt(s)://, phone://; several mix.",
+            help="Image folder, video, ROS bag or synthetic:town; live: rtsp://, rtmp://, srt://, "
+            "udp://, http(s):// (MJPEG, snapshots, HLS, video), camera:0, watch:FOLDER, "
+            "mqtt(s)://, phone://; several mix.",
         ),
     ],
     config: ConfigOption = None,
@@ -219,7 +220,9 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Reconstructs SOURCE while its frames arrive; writes a run folder."""
-    with _errors_reported():
+    from adapters.sources.streams.push_listener import listening_early
+
+    with _errors_reported(), listening_early(source) as early:
         refuse_unknown_sources(source)
         control = _control(gcp, check, scale_bar)
         options = _options(
@@ -230,7 +233,7 @@ def run(
             quiet=quiet,
             view_stays=view_stays,
         )
-        options = replace(options, record_input=record_input, profile=profile)
+        options = replace(options, record_input=record_input, profile=profile, early=early or None)
         config = [*_recorded_overlays(source), *(config or [])]
         if record_input is not None and onto is not None:
             raise ConfigError("--record-input: keeps whole runs only, not those begun with --onto")
@@ -374,9 +377,12 @@ def export(
     kml: Annotated[bool, typer.Option("--kml", help="The same, for globes.")] = False,
     odm: Annotated[bool, typer.Option("--odm", help="Project of OpenDroneMap.")] = False,
     bundler: Annotated[bool, typer.Option("--bundler", help="bundle.out, list.txt")] = False,
+    metashape: Annotated[
+        bool, typer.Option("--metashape", help="Positions and angles of cameras, calibrations.")
+    ] = False,
     crs: Annotated[
         str | None,
-        typer.Option(metavar="CRS", help="EPSG:32615 and the like, for --las, --laz, --ply."),
+        typer.Option(metavar="CRS", help="EPSG:32615 and the like: of points and --metashape."),
     ] = None,
     frames: Annotated[
         str,
@@ -419,6 +425,7 @@ def export(
             ExportFormat.KML: kml,
             ExportFormat.ODM: odm,
             ExportFormat.BUNDLER: bundler,
+            ExportFormat.METASHAPE: metashape,
         }
         formats = {kind for kind, is_asked in asked.items() if is_asked}
         if not formats:
@@ -497,8 +504,29 @@ def georeference(
                 lines: Sequence[str] = (laid_out.words,)
             else:
                 lines = _surveyed(run_folder, control, settings=settings or [])
+            _renew_report(run_folder)
     for line in lines:
         typer.echo(line)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    is_opened: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+) -> None:
+    """Writes report.html: how good the map of a run is, and where it is not."""
+    with _errors_reported():
+        from adapters.launch import write_report
+
+        _limit_library_threads()
+        with native_log_captured():
+            path = write_report(run_folder)
+    typer.echo(str(path))
+    if is_opened:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    _say_if_unfinished(run_folder)
 
 
 @app.command()
@@ -526,8 +554,9 @@ def benchmark(
         typer.Option(
             "--peers",
             metavar="[DATASET=]PEER",
-            help="colmap-{sequential,exhaustive}-{incremental,global}[-FEATURES], FEATURES a "
-            "number or ours; or none. Default: both mappers, with COLMAP's features and with ours.",
+            help="colmap-PAIRS-MAPPER[-FEATURES], or none. PAIRS: sequential or exhaustive; "
+            "MAPPER: incremental or global; FEATURES: a number or ours. Default: both mappers, "
+            "with COLMAP's features and with ours.",
         ),
     ] = None,
     baseline: Annotated[
@@ -594,6 +623,37 @@ def benchmark(
         finally:
             signal.signal(signal.SIGTERM, former)
     typer.echo(str(report))
+
+
+@app.command()
+def batch(
+    dataset: Annotated[
+        list[str], typer.Argument(metavar="DIR", help="Folder of images, or video; a run each.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs.")] = Path("runs"),
+    config: ConfigOption = None,
+    settings: SettingOption = None,
+) -> None:
+    """Makes a run of each DIR, by tasks of a Ray cluster with --set remote.address; resumable."""
+    from rich.table import Table
+
+    from adapters.batch import COLUMNS, plan_batch, run_batch
+
+    with _errors_reported():
+        address = _load(config, settings).remote.address
+        given = [f"--config={one}" for one in config or []]
+        given += [f"--set={one}" for one in settings or [] if not one.startswith("remote.")]
+        runs = plan_batch(dataset, out=out, arguments=given)
+        results = []
+        for result in run_batch(runs, address=address):
+            _say("  ".join(result.row))
+            results.append(result)
+        table = Table(*COLUMNS, title=str(out))
+        for result in sorted(results, key=lambda one: one.name):
+            table.add_row(*result.row)
+        _print_table(table)
+    if not all(result.summary for result in results):
+        raise typer.Exit(NOTHING_MADE)
 
 
 @app.command()
@@ -787,11 +847,10 @@ def _finish(
     """
     from engine.types import VerdictLevel
 
-    is_surveyed = True
-    if control is not None:
-        outcome, is_surveyed = _after_survey(outcome, control)
-
     is_made, complaints = outcome.num_registered >= 2, _complaints(outcome)
+    is_surveyed = True
+    if control is not None and is_made:
+        outcome, is_surveyed = _after_survey(outcome, control)
     recordings = sorted(outcome.path.glob("recording*.rrd"), key=lambda one: one.stat().st_mtime)
     if is_made and recordings:
         viewer = Path(sys.executable).with_name("rerun")
@@ -799,7 +858,12 @@ def _finish(
         _say(f"look at it again: {os.path.relpath(viewer)} {files}")
     if outcome.stopped_by != "end_of_sources":
         _say(f"go on with it: livesfm resume {outcome.path}")
-    lines = [*_dense_lines(outcome), *_place_lines(outcome), *_fault_lines(outcome)]
+    lines = [
+        *_report_lines(outcome),
+        *_dense_lines(outcome),
+        *_place_lines(outcome),
+        *_fault_lines(outcome),
+    ]
     for line in [*lines, *_verdict_lines(outcome, is_made=is_made)]:
         _say(line)
     _say(
@@ -848,6 +912,20 @@ def _leave(outcome: RunOutcome, code: int) -> NoReturn:
                 stream.flush()
         os._exit(code)
     raise typer.Exit(code)
+
+
+def _report_lines(outcome: RunOutcome) -> list[str]:
+    """Where the report is."""
+    path = outcome.path / "report.html"
+    return [f"report: {path}"] if path.exists() else []
+
+
+def _renew_report(run_folder: Path) -> None:
+    """Writes the report of a run anew, if it has one."""
+    from adapters.launch import write_report
+
+    if (run_folder / "report.html").exists():
+        write_report(run_folder)
 
 
 def _dense_lines(outcome: RunOutcome) -> list[str]:

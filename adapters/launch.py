@@ -37,12 +37,14 @@ from engine.ports import (
     Source,
     View,
     WindowSolver,
+    WorksAhead,
 )
 from engine.types import Float64Array, FrameId, Received, SourceInfo
 
 if TYPE_CHECKING:
     from adapters.recordings.input_recording import FolderRecording
     from adapters.resume import GoingOn
+    from adapters.sources.streams.push_listener import EarlyListening
     from adapters.views.staying import StayingViews
     from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine, RunOutcome
@@ -67,6 +69,7 @@ class LaunchOptions:
     record_input: Path | None = None  # where what the run receives is kept; None: nowhere
     profile: bool = False  # where its threads spend their time is written into the folder
     staying: StayingViews | None = None  # takes live views, which end after the run; None: with it
+    early: EarlyListening | None = None  # what listens already for sources that wait for a push
 
 
 def launch(config: Config, options: LaunchOptions) -> RunOutcome:
@@ -96,6 +99,34 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
         raise
 
 
+def write_report(run: Path) -> Path:
+    """Writes the report of a run into its folder, in one step.
+
+    Raises:
+        ConfigError: the folder is not that of a run.
+        OSError: the report cannot be written; a former one stays.
+    """
+    from adapters.report.report import report_page
+    from engine.output.files import write_atomically
+    from engine.output.run_folder import REPORT_NAME
+
+    path = run / REPORT_NAME
+    write_atomically(path, report_page(run))
+    return path
+
+
+def report_at_end(config: Config, run: Path) -> None:
+    """Writes the report of a run that has ended, if it is wanted; without it the run stands."""
+    if not config.report.enabled:
+        return
+    try:
+        write_report(run)
+    except OSError as error:
+        logger.warning("%s: the report cannot be written: %s", run, error.strerror or error)
+    except Exception:  # a task boundary: the run is saved, whatever its report trips over
+        logger.exception("%s: no report could be made", run)
+
+
 def _write_profile(profile: Profile, run_folder: Path) -> None:
     """Writes the profile into the run folder; the run is saved, also where that fails."""
     from engine.output.run_folder import PROFILE_FOLDER
@@ -109,7 +140,6 @@ def _write_profile(profile: Profile, run_folder: Path) -> None:
 def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> RunOutcome:
     provide_descriptors()
     limit_library_threads()
-    _load_ahead()
     refuse_own_input(options)
     given = config.cameras.calibrations
     calibrations = CalibrationsByCamera.read(given) if given else None
@@ -121,8 +151,13 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
         specs = tuple(addresses_of(former))
     first_id = 1 if former is None else former.next_frame_id
     sources = _open_sources(
-        specs, config, first_id=first_id, may_all_fail=former is not None and not options.sources
+        specs,
+        config,
+        first_id=first_id,
+        may_all_fail=former is not None and not options.sources,
+        early=options.early,
     )
+    _load_ahead()  # after the sources, because drones wait for those that listen
     if len(specs) == 1:  # a replay has all sources of its run
         specs = specs * len(sources)
     from adapters.resume import roles_of
@@ -147,6 +182,7 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
         outcome = runner.run(engine.run())
         if not outcome.num_hangs:  # else it would wait for what hangs
             runner.close()
+        report_at_end(config, outcome.path)
         return outcome
 
 
@@ -253,7 +289,7 @@ def open_engine(
     _check_live_view(config, options)
     matcher, places = _matching(config, sources)
     second = _second_matcher(config)
-    solve_window = _window_solver(config, options)
+    solve_window = _window_solver(config, options, matcher)
     masks = _camera_masks(config)
     requests = requests or RunRequests()
     opened = [*views, *_open_remote_views(config, options, sources, requests)]
@@ -284,6 +320,8 @@ def open_engine(
             second=second,
         )
     except BaseException:  # whatever it is, a later run needs the folder and the views
+        if isinstance(matcher, WorksAhead):
+            matcher.close()
         if recording is not None:
             recording.discard()
         for view in opened:
@@ -344,6 +382,10 @@ def _matching(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, P
             return _sift(config, sources), None
         case "oracle":
             return _oracle(config, sources)
+        case "mast3r" if config.remote.address:
+            from adapters.remote.open_remote import open_remote_mast3r
+
+            return open_remote_mast3r(config)
         case "mast3r":
             _load_torch("matching.matcher=mast3r", extra="mast3r")
             from adapters.matchers.mast3r.open_matcher import open_mast3r
@@ -374,32 +416,31 @@ def _sift(config: Config, sources: Sequence[Source]) -> PairMatcher:
     if all(source.info.is_sequence for source in sources):
         update = {"max_features": sift.max_features_in_video, "upscaling": 2.0}
         sift = sift.model_copy(update=update)
+    if config.remote.address:
+        from adapters.remote.open_remote import open_remote_sift
+
+        return open_remote_sift(config, sift)
     return SiftMatcher(sift)
 
 
 def _oracle(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, PlaceIndex]:
-    from adapters.town.oracle import OracleMatcher, OraclePlaces, TrueView
+    from adapters.town.oracle import OraclePlaces, open_oracle
     from adapters.town.source import SyntheticTown
 
     town = sources[0]
     if len(sources) != 1 or not isinstance(town, SyntheticTown):
         raise ConfigError("matching.matcher=oracle knows the truth of one synthetic:town only")
+    if config.remote.address:
+        from adapters.remote.open_remote import open_remote_oracle
 
-    def truth(index: int) -> TrueView:
-        rendered = town.render(index)
-        return TrueView(
-            depth_m=rendered.depth,
-            cam_from_world=rendered.cam_from_world,
-            intrinsics=town.intrinsics,
-        )
-
-    oracle = OracleMatcher(
-        config.oracle, dense=config.dense_matching, truth=truth, seed=config.runtime.seed
-    )
+        return open_remote_oracle(config, town)
+    oracle = open_oracle(config, town)
     return oracle, OraclePlaces(oracle)
 
 
-def _window_solver(config: Config, options: LaunchOptions) -> WindowSolver | None:
+def _window_solver(
+    config: Config, options: LaunchOptions, matcher: PairMatcher
+) -> WindowSolver | None:
     """The configured solver of windows; None: the engine's own.
 
     Raises:
@@ -407,8 +448,14 @@ def _window_solver(config: Config, options: LaunchOptions) -> WindowSolver | Non
         ConfigError: upstream's package or something it needs is missing, or its weights cannot be
             used.
     """
-    if config.window.solver == "native" or not config.window.enabled:
+    if not config.window.enabled:
         return None
+    if config.window.solver == "native":
+        if not (config.remote.solves_windows and config.remote.address):
+            return None
+        from adapters.remote.open_remote import open_remote_solver
+
+        return open_remote_solver(matcher)
     _load_torch("window.solver=vggsfm", extra="vggsfm")
     from adapters.windows.vggsfm import open_vggsfm
     from adapters.windows.vggsfm_predictor import FolderImages
@@ -448,7 +495,12 @@ class _RefusedSource:
 
 
 def _open_sources(
-    specs: Sequence[str], config: Config, *, first_id: int = 1, may_all_fail: bool = False
+    specs: Sequence[str],
+    config: Config,
+    *,
+    first_id: int = 1,
+    may_all_fail: bool = False,
+    early: EarlyListening | None = None,
 ) -> list[Source]:
     """Opens what can be opened.
 
@@ -457,6 +509,7 @@ def _open_sources(
         config: the resolved configuration.
         first_id: the first id that a frame gets.
         may_all_fail: the run may go on without a source.
+        early: what listens already for sources that wait for a push.
 
     Raises:
         ConfigError: none of them can be opened.
@@ -477,7 +530,9 @@ def _open_sources(
         beside = [*specs[:place], *specs[place + 1 :]]
         try:
             sources.append(
-                open_source(spec, config=config, next_frame_id=next_frame_id, beside=beside)
+                open_source(
+                    spec, config=config, next_frame_id=next_frame_id, beside=beside, early=early
+                )
             )
         except SourceError as error:
             # What is no path may hold a password.

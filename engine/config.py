@@ -130,6 +130,8 @@ class LiveSourcesConfig(Section):
     max_payload_mb: PositiveInt = 32
     """MB. Larger messages are refused before they are decoded; an MQTT broker that only speaks
     version 3.1.1 still delivers them first."""
+    snapshot_rate_hz: PositiveFloat = 5.0
+    """Hz. How often an http(s):// address that gives one picture is asked for it, at most."""
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
     """tcp or udp: how rtsp:// carries images. tcp loses none."""
     verify_certificates: bool = True
@@ -169,6 +171,12 @@ class MqttConfig(Section):
     """File of the key (PEM) that belongs to client_certificate."""
     max_pose_hz: PositiveFloat = 30.0
     """Hz. Poses published of each camera at most."""
+    max_points: NonNegativeInt = 200_000
+    """Points of the map sent at most when PREFIX/points/request asks for them; of more, so many
+    spread over all. 0: requests are not taken."""
+    snapshot_base_url: str = ""
+    """URL at which a server of yours shows the folder that holds the run folder; PREFIX/snapshot
+    then has the snapshot's own URL, too. Without user names and passwords. Empty: none."""
 
 
 class PhoneConfig(Section):
@@ -437,6 +445,8 @@ class OracleConfig(Section):
     """Whether it reports focal lengths, wrong by 2 %."""
     reports_depths: bool = True
     """Whether it reports depths in metres."""
+    pair_s: Annotated[float, Field(ge=0.0, le=60.0)] = 0.0
+    """s. It sleeps so long for each pair, as if a network matched it elsewhere."""
 
 
 class SiftConfig(Section):
@@ -454,7 +464,7 @@ class SiftConfig(Section):
     lean_features: NonNegativeInt = 0
     """Keypoints kept per keyframe that overlaps widely with the one before it, as in a video; they
     are described at half the resolution, all for half the cost. 0: no keyframe is treated so."""
-    lean_edge_px: PositiveInt = 580
+    lean_edge_px: PositiveInt = 600
     """px. The working_edge_px of these keyframes."""
     min_lean_matches: PositiveInt = 100
     """Matches of lean keypoints with the keyframe before. One with fewer is described in full."""
@@ -715,13 +725,13 @@ class DenseConfig(Section):
     """Depth maps of registered keyframes, made beside mapping, and dense points from them.
 
     They are in products/dense.ply and in the viewer. The sparse map is the same without them, to
-    the bit. Depth is made from the images whatever the matcher is: pointmaps, such as MASt3R's, are
-    not used as depth.
+    the bit. Depth is matched in the images; where the run's matcher makes pointmaps, as MASt3R
+    does, they are the depth, scaled to the map, unless they are off by more than a few percent.
     """
 
     enabled: bool = True
     """Whether depth maps are made."""
-    edge_px: Annotated[int, Field(ge=64, le=8192)] = 512
+    edge_px: Annotated[int, Field(ge=64, le=8192)] = 480
     """px, longer side. Images are matched at most at this size; twice of it costs up to eight times
     as much."""
     neighbours: Annotated[int, Field(ge=1, le=8)] = 2
@@ -737,7 +747,7 @@ class DenseConfig(Section):
     max_cpu_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
     """Share of the run's CPU time, below 1, that depth maps and dense points may take. Keyframes
     that do not fit into it, the oldest ones, get no depth map and are counted; a resume with a
-    larger share makes theirs. What the final map shows to be wrong is made again beyond it."""
+    larger share makes theirs. What the map shows to be wrong is made again first."""
 
 
 class SnapshotsConfig(Section):
@@ -797,6 +807,14 @@ class ViewsConfig(Section):
     its tiles from the internet."""
 
 
+class ReportConfig(Section):
+    """The page that says how good the map of a run is, and where it is not."""
+
+    enabled: bool = True
+    """Whether report.html is written when the run ends; livesfm report RUN writes it at any time.
+    """
+
+
 class FaultsConfig(Section):
     """What happens when a part of the run raises or hangs.
 
@@ -820,6 +838,47 @@ class FaultsConfig(Section):
     max_map_rebuilds: NonNegativeInt = 3
     """Times that the map is built anew from its keyframes and pairs, after mapping broke, before
     the run ends and saves it."""
+
+
+class RemoteConfig(Section):
+    """Work on other machines, by a Ray cluster inside a trusted network (extra ray).
+
+    The map is the same to the bit as with the same matcher here. What the cluster does not do,
+    because it is away or too slow, is done here.
+    """
+
+    address: str = ""
+    """Of the cluster: HOST:PORT of its head, where `ray start` runs on this machine, too; auto, the
+    one that this machine belongs to; or ray://HOST:PORT, over one port. Empty: all work is done
+    here."""
+    matchers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Worker processes that hold the matcher; runs with the same settings share them in turn."""
+    matcher_cpus: NonNegativeFloat = 1.0
+    """CPUs of the cluster that each of them claims."""
+    matcher_gpus: NonNegativeFloat = 0.0
+    """GPUs of the cluster that each of them claims; 0.5: two of them share one."""
+    matcher_resources: dict[str, PositiveFloat] = {}
+    """Further resources that nodes must have, by their names in `ray start --resources`."""
+    solves_windows: bool = False
+    """Whether windows are solved there, too."""
+    solver_cpus: NonNegativeFloat = 1.0
+    """CPUs of the cluster that solving a window claims."""
+    calls_per_matcher: Annotated[int, Field(ge=1, le=16)] = 2
+    """Calls that are on their way to a worker, so that it never waits for the network. Calls for
+    keyframes whose turn it is get as many besides."""
+    keyframes_ahead: Annotated[int, Field(ge=0, le=64)] = 8
+    """Keyframes that are described, and pairs of so many that are matched, before their turn. 0:
+    none."""
+    connect_timeout_s: PositiveFloat = 60.0
+    """s. How long a run waits for the cluster at its start."""
+    call_timeout_s: PositiveFloat = 60.0
+    """s. A call that takes longer is made again on another worker."""
+    stall_s: PositiveFloat = 5.0
+    """s. Without an answer from any worker for so long the cluster counts as away."""
+    max_tries: Annotated[int, Field(ge=1, le=10)] = 3
+    """Workers that a call is tried on before it is done here."""
+    idle_s: NonNegativeFloat = 600.0
+    """s. A worker that no run has called for so long ends. 0: never."""
 
 
 class RuntimeConfig(Section):
@@ -870,7 +929,9 @@ class Config(Section):
     dense: DenseConfig = DenseConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()
+    report: ReportConfig = ReportConfig()
     faults: FaultsConfig = FaultsConfig()
+    remote: RemoteConfig = RemoteConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")

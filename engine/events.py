@@ -92,6 +92,7 @@ class FrameReceived(Event):
     frame_id: FrameId
     index: int
     captured_at_s: float
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -454,6 +455,8 @@ class Georeferenced(Event):
     num_fixes: int  # that agree with the map
     rmse_m: float  # of those, over camera centres
     rejected_ids: tuple[FrameId, ...]  # keyframes whose GPS disagrees with the map; left out
+    # Row by row, the similarity (3, 4) from the world of the poses of events; (): of former parts
+    enu_from_map: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from engine.dense_types import DenseCloud, GroundPicture
+from engine.dense_types import DenseCloud, GroundPicture, SeenDepth
 from engine.events import Event
 from engine.types import (
     BoolArray,
@@ -278,6 +278,57 @@ class PairMatcher(Protocol):
         Raises:
             InferenceError: the batch cannot be matched.
         """
+
+
+@runtime_checkable
+class SeesDepth(Protocol):
+    """A matcher that sees how deep whole images are, such as one that makes pointmaps."""
+
+    def seen_depth(self, frame_id: FrameId, neighbour_id: FrameId) -> SeenDepth | None:
+        """The depth of a keyframe as seen together with another one.
+
+        Blocking; called by the thread of the dense map, while others describe and match.
+
+        Returns:
+            None where one of them was not described here, such as by the run before a resume.
+
+        Raises:
+            InferenceError: it cannot be computed.
+        """
+
+
+@runtime_checkable
+class WorksAhead(Protocol):
+    """A matcher that works elsewhere, and begins before it is asked.
+
+    What it begins with changes no result. Each call of it ends by itself. These methods return at
+    once, on any thread.
+    """
+
+    @property
+    def keyframes_ahead(self) -> int:
+        """Keyframes of which it may be told at once, before their turn."""
+
+    def describe_ahead(self, frame: Frame) -> None:
+        """Begins to describe a frame, which becomes a keyframe."""
+
+    def match_ahead(self, frame_id: FrameId, requests: Sequence[MatchRequest]) -> None:
+        """Begins with pairs of a keyframe that will probably be asked for.
+
+        Tables of dense matchers may be others by then.
+        """
+
+    def forget_ahead(self, frame_id: FrameId) -> None:
+        """Ends what was begun for a keyframe, which has been matched."""
+
+    def report_to(self, tell: Callable[[str], None]) -> None:
+        """Has it said, in words, when work is not done there any more, and when it is again."""
+
+    def figures(self) -> dict[str, object]:
+        """What was sent, awaited and counted, for `summary.json`."""
+
+    def close(self) -> None:
+        """Ends the connection; called once, after the last call."""
 
 
 class SecondMatcher(Protocol):

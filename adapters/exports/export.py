@@ -15,6 +15,7 @@ All formats of one export share the folder:
     cameras.geojson  .kml       geojson, kml: cameras, what they see of the ground, and their way
     odm/                        odm: a project of OpenDroneMap with images, geo.txt and the map
     bundler/                    bundler: bundle.out, list.txt and images
+    metashape/                  metashape: images, cameras.csv and calibrations
     origin.json                 of a map with a place on the globe: the origin, and the CRS
 """
 
@@ -39,6 +40,7 @@ from adapters.exports.job import ExportJob, Progress, never_cancelled, no_progre
 from adapters.exports.kml import write_kml
 from adapters.exports.las import check_las, write_las
 from adapters.exports.masks import write_masks
+from adapters.exports.metashape import check_metashape, write_metashape
 from adapters.exports.nerfstudio import write_nerfstudio
 from adapters.exports.odm import check_odm, write_odm
 from adapters.exports.place import PlacedCrs, open_crs, read_place, write_origin
@@ -64,6 +66,7 @@ class ExportFormat(StrEnum):
     KML = "kml"
     ODM = "odm"
     BUNDLER = "bundler"
+    METASHAPE = "metashape"
 
 
 _WITH_IMAGES = {
@@ -71,6 +74,7 @@ _WITH_IMAGES = {
     ExportFormat.NERFSTUDIO,
     ExportFormat.ODM,
     ExportFormat.BUNDLER,
+    ExportFormat.METASHAPE,
 }
 _ON_GLOBE = (  # formats that need a map with a place
     ExportFormat.LAS,
@@ -78,11 +82,13 @@ _ON_GLOBE = (  # formats that need a map with a place
     ExportFormat.GEOJSON,
     ExportFormat.KML,
     ExportFormat.ODM,
+    ExportFormat.METASHAPE,
 )
+_ALWAYS_IN_CRS = {ExportFormat.LAS, ExportFormat.LAZ, ExportFormat.METASHAPE}
+_IN_CRS = {*_ALWAYS_IN_CRS, ExportFormat.PLY}
 _OF_FRAMES = {ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO}  # and not of keyframes alone
 _WITH_DENSE = {ExportFormat.LAS, ExportFormat.LAZ, ExportFormat.UNDISTORT}  # where the run has them
 _INITIAL_POINTS = "sparse/0/points3D.ply"  # that trainers of splats begin with
-_IN_CRS = {ExportFormat.LAS, ExportFormat.LAZ, ExportFormat.PLY}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +124,8 @@ def export(
         to: a folder that does not exist, or is empty.
         formats: at least one.
         map_number: N of the snapshot's sparse/N; 0 is the fullest map.
-        crs: of the points as LAS, LAZ and PLY, as PROJ reads it, such as EPSG:32615; None: UTM for
-            LAS and LAZ, the map's own axes for PLY.
+        crs: of LAS, LAZ, PLY and Metashape's cameras, as PROJ reads it, such as EPSG:32615; None:
+            the map's own axes for PLY, and UTM for the others.
         frames: which frames have images: keyframes, all, or sharpest:N, see `FrameChoice`.
         source: where frames between keyframes are read again; None: where the run had them.
         is_z_up: the map is turned so that +z points away from the ground.
@@ -176,6 +182,7 @@ def export(
         left_out={number: read_model(other).num_reg_images() for number, other in models.items()},
         notes=(
             *plan.notes,
+            *job.notes,
             *([] if upright is None else [upright.words]),
             *([] if figures is None else _words_of(figures)),
         ),
@@ -220,7 +227,7 @@ class _Plan:
 
     formats: set[ExportFormat]
     dense: RunDensePoints | None
-    crs: PlacedCrs | None  # of LAS and LAZ, and of what else was asked for
+    crs: PlacedCrs | None  # of what is always in one, and of what else was asked for
     ply_crs: PlacedCrs | None
     choice: FrameChoice
     notes: tuple[str, ...]
@@ -240,20 +247,27 @@ class _Plan:
         for kind in _ON_GLOBE:
             if kind in formats:
                 job.needed_place(f"--{kind}")
-        las = formats & {ExportFormat.LAS, ExportFormat.LAZ}
-        for kind in sorted(las):
+        for kind in sorted(formats & {ExportFormat.LAS, ExportFormat.LAZ}):
             check_las(is_laz=kind is ExportFormat.LAZ)
+        in_crs = formats & _ALWAYS_IN_CRS
         opened = None
-        if crs is not None or las:
+        if crs is not None or in_crs:
             _check_crs(formats, is_asked=crs is not None)
-            asked_by = "--crs" if crs is not None else f"--{min(las)}"
+            asked_by = "--crs" if crs is not None else f"--{min(in_crs)}"
             opened = open_crs(crs, job.needed_place(asked_by), asked_by=asked_by)
+            if opened.accuracy_m:
+                job.notes.append(
+                    f"coordinates in {opened.name}: PROJ knows the change from WGS 84 to"
+                    f" {opened.accuracy_m:g} m"
+                )
         dense, note = _dense_for(job, formats)
         notes = [note] if note else []
         if ExportFormat.ODM in formats:
             notes.append(check_odm(job))
         if ExportFormat.BUNDLER in formats:
             check_bundler(job, is_undistorted=ExportFormat.UNDISTORT in formats)
+        if ExportFormat.METASHAPE in formats:
+            check_metashape(job)
         return cls(
             formats=formats,
             dense=dense,
@@ -315,6 +329,8 @@ class _Plan:
             write_kml(job, job.place)
         if ExportFormat.ODM in self.formats:
             write_odm(job, job.place)
+        if ExportFormat.METASHAPE in self.formats and self.crs is not None:
+            write_metashape(job, self.crs)
 
 
 def _check_crs(formats: set[ExportFormat], *, is_asked: bool) -> None:
@@ -322,7 +338,7 @@ def _check_crs(formats: set[ExportFormat], *, is_asked: bool) -> None:
     if not is_asked:
         return
     if not formats & _IN_CRS:
-        raise ConfigError("--crs is for --las, --laz and --ply")
+        raise ConfigError("--crs is for --las, --laz, --ply and --metashape")
     if {ExportFormat.PLY, ExportFormat.NERFSTUDIO} <= formats:
         raise ConfigError(
             "--crs: points.ply of --nerfstudio lies in the world of its cameras; export --ply to a"

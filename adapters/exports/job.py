@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -51,6 +51,7 @@ class ExportJob:
     upright_from_map: Float64Array | None = None  # (3, 3) by which the map was turned; None: not
     progress: Callable[[Progress], None] = no_progress
     is_cancelled: Callable[[], bool] = never_cancelled  # from any thread, such as Event.is_set
+    notes: list[str] = field(default_factory=list)  # what writers say of their files, in sentences
 
     def images(self) -> list[pycolmap.Image]:
         """The map's images, in order of their ids."""

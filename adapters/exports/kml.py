@@ -6,6 +6,7 @@ are unknown they lie on the ground, as footprints do.
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -17,6 +18,8 @@ from engine.types import Float64Array
 
 _NAME = "cameras.kml"
 _NAMESPACE = "http://www.opengis.net/kml/2.2"
+# What XML 1.0 can hold (its section 2.2); names of sources may have anything.
+_NOT_IN_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _STYLES = {"camera": "ff00a5ff", "footprint": "6000a5ff", "way": "ff00ffff"}  # aabbggrr
 
 
@@ -32,7 +35,7 @@ def write_kml(job: ExportJob, place: MapPlace) -> None:
     shapes = camera_shapes(job, place)
     root = ET.Element("kml", xmlns=_NAMESPACE)
     document = ET.SubElement(root, "Document")
-    ET.SubElement(document, "name").text = job.run.resolve().name
+    ET.SubElement(document, "name").text = _in_xml(job.run.resolve().name)
     ET.SubElement(document, "description").text = f"origin: {place.words}; {place.height_words}"
     for name, color in _STYLES.items():
         _add_style(document, name, color)
@@ -61,7 +64,7 @@ def _add_folder(document: ET.Element, name: str) -> ET.Element:
 
 def _add_placemark(folder: ET.Element, name: str, style: str) -> ET.Element:
     placemark = ET.SubElement(folder, "Placemark")
-    ET.SubElement(placemark, "name").text = name
+    ET.SubElement(placemark, "name").text = _in_xml(name)
     ET.SubElement(placemark, "styleUrl").text = f"#{style}"
     return placemark
 
@@ -102,3 +105,7 @@ def _add_coordinates(geometry: ET.Element, places: Float64Array, *, has_heights:
         ",".join(f"{value:.9f}".rstrip("0").rstrip(".") for value in row) for row in rows
     )
     ET.SubElement(geometry, "coordinates").text = text
+
+
+def _in_xml(text: str) -> str:
+    return _NOT_IN_XML.sub("\ufffd", text)

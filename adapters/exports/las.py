@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _POINT_FORMAT = 7  # with colours
 _VERSION = "1.4"
 _FULL = 257  # 255 of 8 bits becomes 65535 of 16
+_MOST_STEPS = 2**31 - 1  # of the scale, from the offset
 _AT_ONCE = 100_000  # points
 _SPARSE, _DENSE = "points", "dense"
 
@@ -46,6 +47,8 @@ def write_las(
 ) -> None:
     """Writes the map's points, and the dense points of the run where there are any.
 
+    Points that are farther off than a file of that precision can say are left out.
+
     Args:
         job: of the export, of a map in metres.
         crs: what to write coordinates in.
@@ -53,15 +56,16 @@ def write_las(
         is_laz: compressed.
 
     Raises:
-        ConfigError: the CRS has no coordinates for the points.
         SnapshotError: a file cannot be written.
         OSError: likewise.
         ExportCancelled: the export was cancelled.
     """
     suffix = ".laz" if is_laz else ".las"
-    _write(job.to / f"{_SPARSE}{suffix}", _sparse_batches(job), crs)
+    num_left_out = _write(job.to / f"{_SPARSE}{suffix}", _sparse_batches(job), crs)
     if dense is not None:
-        _write(job.to / f"{_DENSE}{suffix}", _dense_batches(job, dense), crs)
+        num_left_out += _write(job.to / f"{_DENSE}{suffix}", _dense_batches(job, dense), crs)
+    if num_left_out:
+        job.notes.append(f"{num_left_out} points too far off are not in {suffix} files")
 
 
 def _sparse_batches(job: ExportJob) -> Iterator[tuple[Float64Array, Uint8Array]]:
@@ -77,16 +81,23 @@ def _dense_batches(
         yield vertices["xyz"].astype(np.float64), vertices["rgb"]
 
 
-def _write(path: Path, batches: Iterator[tuple[Float64Array, Uint8Array]], crs: PlacedCrs) -> None:
+def _write(path: Path, batches: Iterator[tuple[Float64Array, Uint8Array]], crs: PlacedCrs) -> int:
     import laspy
 
     header = _header(crs)
+    num_left_out = 0
     try:
         with laspy.open(path, mode="w", header=header) as file:
             for xyz, colors in batches:
-                file.write_points(_records(crs.coordinates(xyz), colors, header))
+                coordinates = crs.coordinates(xyz)
+                with np.errstate(invalid="ignore"):
+                    steps = np.abs(coordinates - header.offsets) / header.scales
+                fits = (steps < _MOST_STEPS).all(axis=1)
+                num_left_out += int((~fits).sum())
+                file.write_points(_records(coordinates[fits], colors[fits], header))
     except _compression_errors() as error:
         raise SnapshotError(f"{path.name}: cannot be written: {error}") from error
+    return num_left_out
 
 
 def _header(crs: PlacedCrs) -> laspy.LasHeader:

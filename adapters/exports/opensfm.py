@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from adapters.exports.job import ExportJob
+from adapters.exports.lenses import brown_distortion, fisheye_distortion
 from adapters.exports.place import MapPlace
 from engine.errors import ConfigError
 from engine.geometry import rotation_vector_from
@@ -25,25 +26,6 @@ _SCALE = 0.004  # of every keypoint, normalised: OpenSfM's own default for the e
 _GPS_DOP_M = 1.0  # of positions that come from the map
 _UPRIGHT = 1  # EXIF orientation
 _AT_ONCE = 10_000  # points
-# Parameters of OpenSfM's "brown" and "fisheye_opencv" in the order of COLMAP's behind fx, fy, cx,
-# cy; those that a model lacks are zero.
-_BROWN = {
-    "SIMPLE_PINHOLE": (),
-    "PINHOLE": (),
-    "SIMPLE_RADIAL": ("k1",),
-    "RADIAL": ("k1", "k2"),
-    "OPENCV": ("k1", "k2", "p1", "p2"),
-    "FULL_OPENCV": ("k1", "k2", "p1", "p2", "k3"),  # and k4 to k6, which must be zero
-}
-_FISHEYE = {
-    "SIMPLE_FISHEYE": (),
-    "FISHEYE": (),
-    "SIMPLE_RADIAL_FISHEYE": ("k1",),
-    "RADIAL_FISHEYE": ("k1", "k2"),
-    "OPENCV_FISHEYE": ("k1", "k2", "k3", "k4"),
-}
-_BROWN_NAMES = ("k1", "k2", "p1", "p2", "k3")
-_FISHEYE_NAMES = ("k1", "k2", "k3", "k4")
 
 
 def opensfm_camera(camera: pycolmap.Camera) -> dict[str, Any]:
@@ -60,13 +42,9 @@ def opensfm_camera(camera: pycolmap.Camera) -> dict[str, Any]:
                 f" {camera.width} x {camera.height} px"
             )
         return {"projection_type": "spherical", **size}
-    kinds = {"brown": (_BROWN, _BROWN_NAMES), "fisheye_opencv": (_FISHEYE, _FISHEYE_NAMES)}
-    for kind, (models, names) in kinds.items():
-        if camera.model_name in models:
-            extra = [float(camera.params[idx]) for idx in camera.extra_params_idxs()]
-            own = models[camera.model_name]
-            if any(extra[len(own) :]):
-                break
+    kinds = {"brown": brown_distortion(camera), "fisheye_opencv": fisheye_distortion(camera)}
+    for kind, distortion in kinds.items():
+        if distortion is not None:
             edge_px = max(camera.width, camera.height)
             return {
                 "projection_type": kind,
@@ -75,8 +53,7 @@ def opensfm_camera(camera: pycolmap.Camera) -> dict[str, Any]:
                 "focal_y": camera.focal_length_y / edge_px,
                 "c_x": (camera.principal_point_x - camera.width / 2.0) / edge_px,
                 "c_y": (camera.principal_point_y - camera.height / 2.0) / edge_px,
-                **dict.fromkeys(names, 0.0),
-                **dict(zip(own, extra, strict=False)),
+                **distortion,
             }
     raise ConfigError(
         f"OpenSfM has no camera like {camera.model_name} with these parameters:"

@@ -139,6 +139,12 @@ class PlacedCrs:
         return float(10.0 ** math.floor(math.log10(0.001 / length_m) + 1e-9))
 
     @property
+    def accuracy_m(self) -> float | None:
+        """How well PROJ knows the change from WGS 84; None: it does not say."""
+        accuracy_m = float(self.to_crs.accuracy)
+        return accuracy_m if accuracy_m >= 0.0 else None
+
+    @property
     def height_words(self) -> str:
         """What heights are above."""
         if self.crs.is_compound:
@@ -146,33 +152,39 @@ class PlacedCrs:
         return self.place.height_words
 
     def coordinates(self, places_in_world: Float64Array) -> Float64Array:
-        """x, y and height (P, 3) of places (P, 3) of the map.
+        """x, y and height (P, 3) of places (P, 3) of the map, not finite where there are none."""
+        latitude, longitude, altitude = self.place.on_globe(places_in_world).T
+        return np.stack(self.to_crs.transform(longitude, latitude, altitude), axis=1)
+
+    def axes_at(self, place_in_world: Float64Array) -> Float64Array:
+        """The rotation (3, 3) from the map's axes to those of the CRS at a place (3,).
+
+        Those of a geographic CRS are east, north, up there; the grid of a projected one is turned
+        from them by its convergence.
 
         Raises:
-            ConfigError: the CRS has no coordinates there, or heights need a grid that is missing.
+            ConfigError: the CRS has no coordinates there.
         """
-        from pyproj.exceptions import ProjError
-
-        latitude, longitude, altitude = self.place.on_globe(places_in_world).T
-        try:
-            found = np.stack(self.to_crs.transform(longitude, latitude, altitude), axis=1)
-        except ProjError as error:
-            raise ConfigError(f"--crs {self.name}: {error}") from error
-        if not np.isfinite(found).all():
-            raise ConfigError(
-                f"--crs {self.name}: has no coordinates where the map lies, or PROJ lacks a grid"
-            )
-        return found
+        if self.crs.is_geographic:
+            [(latitude, longitude, altitude)] = self.place.on_globe(place_in_world[None]).tolist()
+            here = MapPlace(latitude_deg=latitude, longitude_deg=longitude, altitude_m=altitude)
+            return here.pose_of(self.place)[:, :3]
+        steps = np.vstack([np.eye(3), -np.eye(3)])
+        around = self.coordinates(place_in_world + steps)
+        around[:, :2] *= self.crs.axis_info[0].unit_conversion_factor
+        axes = nearest_rotation(((around[:3] - around[3:]) / 2.0).T)
+        if axes is None:
+            raise ConfigError(f"--crs {self.name}: has no axes where the map lies")
+        return axes
 
     def as_record(self) -> dict[str, Any]:
         """For a file beside the export."""
-        accuracy_m = self.to_crs.accuracy
         return {
             "name": self.name,
             "title": self.crs.name,
             "unit": self.crs.axis_info[0].unit_name,
             "heights": self.height_words,
-            "accuracy_m": accuracy_m if accuracy_m >= 0.0 else None,  # of the change of datum
+            "accuracy_m": self.accuracy_m,
             "wkt": self.crs.to_wkt(),
         }
 
@@ -198,16 +210,33 @@ def open_crs(name: str | None, place: MapPlace, *, asked_by: str) -> PlacedCrs:
     asked = _utm_zone(place) if name is None else name
     try:
         crs = pyproj.CRS.from_user_input(asked)
-        to_crs = pyproj.Transformer.from_crs(
+        candidates = pyproj.Transformer.from_crs(
             _WGS84, crs, always_xy=True, allow_ballpark=False, only_best=True
         )
+        at_origin = candidates.transform(place.longitude_deg, place.latitude_deg, place.height_m)
     except ProjError as error:
         words = str(error).partition("\n")[0]
         raise ConfigError(f"--crs {asked}: PROJ cannot use it here: {words}") from error
     if not (crs.is_projected or crs.is_geographic):
         raise ConfigError(f"--crs {asked}: is neither a projected nor a geographic CRS")
+    if crs.is_compound and place.altitude_m is None:
+        raise ConfigError(f"--crs {asked}: has heights, and the altitude of the map is unknown")
     _check_area(asked, crs, place)
-    return PlacedCrs(place=place, crs=crs, to_crs=to_crs)
+    if not np.isfinite(at_origin).all():
+        raise ConfigError(
+            f"--crs {asked}: has no coordinates where the map lies, or PROJ lacks a grid"
+        )
+    return PlacedCrs(place=place, crs=crs, to_crs=_last_used(candidates))
+
+
+def _last_used(candidates: pyproj.Transformer) -> pyproj.Transformer:
+    """The one operation for where it was used last, so that all points have the same."""
+    from pyproj.exceptions import ProjError
+
+    try:
+        return candidates.get_last_used_operation()
+    except ProjError:  # there is nothing to choose between
+        return candidates
 
 
 def _utm_zone(place: MapPlace) -> str:

@@ -26,12 +26,16 @@ def write_points(job: ExportJob, crs: PlacedCrs | None = None) -> None:
         crs: what to write coordinates in, less an offset; None: the map's world.
 
     Raises:
-        ConfigError: the CRS has no coordinates for the points.
         OSError: the file cannot be written.
         ExportCancelled: the export was cancelled.
     """
     xyz, colors = points_of(job.reconstruction)
-    offset = np.zeros(3) if crs is None else np.round(crs.coordinates(np.zeros((1, 3)))[0], 3)
+    offset = np.zeros(3)
+    if crs is not None:
+        offset = np.round(crs.coordinates(np.zeros((1, 3)))[0], 3)
+        xyz = crs.coordinates(xyz) - offset
+    is_known = np.isfinite(xyz).all(axis=1)
+    xyz, colors = xyz[is_known], colors[is_known]
     lines = [
         "ply",
         "format binary_little_endian 1.0",
@@ -44,10 +48,11 @@ def write_points(job: ExportJob, crs: PlacedCrs | None = None) -> None:
     with (job.to / POINTS_NAME).open("wb") as file:
         file.write("".join(f"{line}\n" for line in lines).encode("ascii", "replace"))
         for part in job.each_slice("points", len(xyz), size=_AT_ONCE):
-            places = xyz[part] if crs is None else crs.coordinates(xyz[part]) - offset
-            vertices = np.zeros(len(places), _VERTEX)
-            vertices["xyz"], vertices["rgb"] = places, colors[part]
+            vertices = np.zeros(len(xyz[part]), _VERTEX)
+            vertices["xyz"], vertices["rgb"] = xyz[part], colors[part]
             file.write(vertices.tobytes())
+    if not is_known.all():
+        job.notes.append(f"{(~is_known).sum()} points outside of the CRS are not in {POINTS_NAME}")
 
 
 def _comments(job: ExportJob, crs: PlacedCrs | None, offset: list[float]) -> list[str]:

@@ -82,14 +82,32 @@ class SiftMatcher:
         Raises:
             InferenceError: OpenCV could not work on the image.
         """
+        features, lean = self.describe_after(frame, self._lean_before.get(frame.camera_key))
+        if lean is not None:
+            self._lean_before[frame.camera_key] = lean
+        return features
+
+    def describe_after(
+        self, frame: Frame, before: Uint8Array | None
+    ) -> tuple[Features, Uint8Array | None]:
+        """As `describe`, by what the camera's keyframe before gave.
+
+        Args:
+            frame: the keyframe.
+            before: lean descriptors (N, D) of the one before; None: there is none.
+
+        Returns:
+            Its table, and its own lean descriptors; None: keyframes are not described so.
+
+        Raises:
+            InferenceError: OpenCV could not work on the image.
+        """
         if not self._config.lean_features:
-            return self._full.describe(frame)
+            return self._full.describe(frame), None
         lean = self._lean.describe(frame)
-        before = self._lean_before.get(frame.camera_key)
-        self._lean_before[frame.camera_key] = lean.descriptors
         if before is not None and self._overlaps_widely(before, lean.descriptors):
-            return lean
-        return self._full.describe(frame)
+            return lean, lean.descriptors
+        return self._full.describe(frame), lean.descriptors
 
     def _overlaps_widely(self, before: Uint8Array, now: Uint8Array) -> bool:
         """Whether lean descriptors (N, D), (M, D) of two keyframes match well enough."""

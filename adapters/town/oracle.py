@@ -5,6 +5,7 @@ With it everything from dense matches to the map is tested against ground truth,
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from threading import Lock
 import numpy as np
 
 from adapters.images.dense_keypoints import dense_features
-from engine.config import DenseMatchingConfig, OracleConfig
+from adapters.town.source import SyntheticTown
+from engine.config import Config, DenseMatchingConfig, OracleConfig
+from engine.dense_types import SeenDepth
 from engine.geometry import invert_pose, transform_points
 from engine.types import (
     NO_ROW,
@@ -26,6 +29,7 @@ from engine.types import (
     Int64Array,
     MatchRequest,
     PairMatches,
+    Uint8Array,
     freeze_field,
 )
 
@@ -49,6 +53,22 @@ class TrueView:
         depth_m.flags.writeable = False
         object.__setattr__(self, "depth_m", depth_m)  # frozen_array would refuse the sky
         freeze_field(self, "cam_from_world", (3, 4), np.float64)
+
+    def to_bytes(self) -> Uint8Array:
+        """All of it, for another process on a machine like this."""
+        numbers = np.array([*self.cam_from_world.ravel(), *self.intrinsics, *self.size], np.float64)
+        return np.concatenate([numbers.view(np.uint8), self.depth_m.ravel().view(np.uint8)])
+
+    @classmethod
+    def from_bytes(cls, data: Uint8Array) -> TrueView:
+        """What `to_bytes` made bytes of."""
+        numbers = data[: 18 * 8].copy().view(np.float64)
+        width, height = int(numbers[16]), int(numbers[17])
+        return cls(
+            depth_m=data[18 * 8 :].copy().view(np.float32).reshape(height, width),
+            cam_from_world=numbers[:12].reshape(3, 4),
+            intrinsics=(numbers[12], numbers[13], numbers[14], numbers[15]),
+        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -152,13 +172,44 @@ class OracleMatcher:
 
     def describe(self, frame: Frame) -> Features:
         """Corners and a grid; the frame's ground truth is rendered when it is needed."""
-        with self._lock:
-            self._index_of[frame.frame_id] = frame.index
+        self.know(frame.frame_id, index=frame.index)
         return dense_features(frame, self._dense)
+
+    def know(self, frame_id: FrameId, *, index: int) -> None:
+        """Takes which frame of the scene one is; from then on it can be matched."""
+        with self._lock:
+            self._index_of[frame_id] = index
 
     def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
         """Finds the queries of each pair in the other image, both ways."""
-        return [self._match(request) for request in requests]
+        return [self.match_pair(request) for request in requests]
+
+    def match_pair(self, request: MatchRequest, *, is_prepared: bool = False) -> PairMatches:
+        """Matches a pair; one that is prepared took its time before."""
+        if not is_prepared:
+            self.prepare()
+        return self._match(request)
+
+    def prepare(self) -> None:
+        """Takes the time of a pair."""
+        if self._config.pair_s:
+            time.sleep(self._config.pair_s)
+
+    def seen_depth(self, frame_id: FrameId, neighbour_id: FrameId) -> SeenDepth | None:
+        """The true depth of a keyframe in metres, with noise; None where it reports no depths."""
+        with self._lock:
+            is_described = {frame_id, neighbour_id} <= self._index_of.keys()
+        if not (self._config.reports_depths and is_described):
+            return None
+        depth = self.view(frame_id).depth_m
+        rng = np.random.default_rng((self._seed, frame_id, neighbour_id))
+        noise = rng.normal(scale=self._config.depth_noise_ratio, size=depth.shape)
+        noisy = np.where(np.isfinite(depth), depth, 0.0) * (1.0 + noise)
+        return SeenDepth(
+            depth=np.maximum(noisy, 0.0).astype(np.float32),
+            scale_xy=np.ones(2),
+            offset_xy=np.zeros(2),
+        )
 
     def view(self, frame_id: FrameId) -> TrueView:
         """The ground truth of a described frame."""
@@ -302,3 +353,19 @@ class OraclePlaces:
             return 0.0
         points_xy, depths = view.project(points)
         return float((view.is_inside(points_xy) & (depths > 0)).mean())
+
+
+def open_oracle(config: Config, town: SyntheticTown) -> OracleMatcher:
+    """The matcher that knows the truth of a town."""
+
+    def truth(index: int) -> TrueView:
+        rendered = town.render(index)
+        return TrueView(
+            depth_m=rendered.depth,
+            cam_from_world=rendered.cam_from_world,
+            intrinsics=town.intrinsics,
+        )
+
+    return OracleMatcher(
+        config.oracle, dense=config.dense_matching, truth=truth, seed=config.runtime.seed
+    )

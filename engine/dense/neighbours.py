@@ -76,6 +76,10 @@ def _candidate(view: DenseView, neighbour: DenseView) -> Candidate | None:
     )
 
 
+def _lengths(vectors: Float64Array) -> Float64Array:
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", vectors, vectors)))
+
+
 def _middle(values: Float64Array) -> float:
     """The median of values (P,), the upper one of an even number."""
     half = len(values) // 2

@@ -32,7 +32,7 @@ _MIN_POINTS_OF_PLANE = 12
 _MAX_SHEAR = 0.4  # columns of disparity a column
 _MIN_EDGE_PX = 16  # of a rectified image
 _PERCENTILES = np.array([0.01, 0.99])  # of the sparse points' disparities
-_RANGE_MARGIN, _RANGE_MARGIN_PX = 0.2, 3.0  # added to either side of the range of disparities
+_RANGE_MARGIN, _RANGE_MARGIN_PX = 0.1, 2.0  # added to either side of the range of disparities
 _LARGEST_ANGLE_MARGIN_RAD = 0.01
 
 
@@ -86,12 +86,17 @@ class Pinhole:
         x, y = self.plane_xy(columns, lines)
         return np.stack(np.broadcast_arrays(x, y, np.ones((1, 1))), axis=-1)
 
-    def colors_of(self, image: WorkingImage) -> Uint8Array:
-        """The image (H, W, 3) that the pinhole sees of an image in colour."""
+    def pixels_in(self, image: WorkingImage) -> tuple[Float32Array, Float32Array]:
+        """Columns and lines (H, W) in ``image``, for ``cv2.remap``, of what the pinhole sees."""
         nodes = image.sampled(self.rays_of(_nodes(self.width), _nodes(self.height)))
         columns, lines = (
             _between_nodes(node, width=self.width, height=self.height) for node in nodes
         )
+        return columns, lines
+
+    def colors_of(self, image: WorkingImage) -> Uint8Array:
+        """The image (H, W, 3) that the pinhole sees of an image in colour."""
+        columns, lines = self.pixels_in(image)
         return np.asarray(cv2.remap(image.pixels, columns, lines, cv2.INTER_LINEAR), np.uint8)
 
     def pixels_of(self, points_in_cam: Float64Array) -> Float64Array:

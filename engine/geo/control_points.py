@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.config import GeoreferenceConfig
-from engine.geo.georeference import Georeference, median_fix, positions_in_enu, stds_m
+from engine.geo.georeference import MAX_UPWARDS, Georeference, median_fix, positions_in_enu, stds_m
 from engine.geo.similarity_fit import (
     UNKNOWN_STD_M,
     SimilarityFit,
     fit_similarity,
     least_squares_similarity,
+    mean_height,
 )
 from engine.geometry import transform_points
 from engine.types import BoolArray, ControlPoint, Float64Array, freeze_field
@@ -23,6 +24,8 @@ MIN_CONTROL_POINTS = 3
 _NUM_TRUSTED = 4  # at least, before one can be told to be wrong: three fit any similarity
 _MIN_WIDTH_RATIO = 0.02  # of the points' width to their length
 _MAX_ROTATION_STD_DEG = 4.0
+_MAX_ERROR_RATIO = 0.1  # root mean square, of the points' extent
+_LINE = "the control points lie on a line, or nearly: the turn about it stays open"
 # The most of F that right points have by chance, about one in a thousand maps of ten points: it is
 # _F_LIMIT for many degrees of freedom and larger for few.
 _F_LIMIT, _F_OF_FEW = 10.0, 12.0
@@ -56,7 +59,11 @@ class ControlFit:
 
 
 def lay_onto_control_points(
-    points: Sequence[PlacedPoint], *, config: GeoreferenceConfig, seed: int = 0
+    points: Sequence[PlacedPoint],
+    *,
+    downwards: Float64Array,
+    config: GeoreferenceConfig,
+    seed: int = 0,
 ) -> ControlFit | str:
     """The similarity that lays a map onto its control points by least squares.
 
@@ -68,6 +75,8 @@ def lay_onto_control_points(
 
     Args:
         points: surveyed ones, check points among them.
+        downwards: (C, 3) in the map, the sum of each camera's y and z axes: on level cameras and
+            those that face down it points down.
         config: accuracies, and what is refused.
         seed: of random samples.
 
@@ -96,7 +105,7 @@ def lay_onto_control_points(
         seed=seed,
     )
     if first is None or _is_line(positions_m[is_control & (known_m[:, 2] < UNKNOWN_STD_M)]):
-        return "the control points lie on a line: the turn about it stays open"
+        return _LINE
     all_stds_m = _with_places(known_m, points, first.onto_from_map)
     problem = _Problem(
         places=places[is_control],
@@ -105,21 +114,15 @@ def lay_onto_control_points(
     )
     used = problem.agreeing(first)
     fit = problem.fit(used)
-    if fit is None or math.degrees(fit.rotation_std_rad) > _MAX_ROTATION_STD_DEG:
-        return "the control points do not tell the directions: they are too close to a line"
-    offsets_m = problem.offsets_m(fit.onto_from_map)
-    residuals_m = np.linalg.norm(np.where(problem.known, offsets_m, 0.0), axis=1)
-    rmse_m = float(np.sqrt(np.mean(residuals_m[used] ** 2)))
-    if rmse_m > config.max_error_m:
-        return (
-            f"the control points contradict the map: it is off by {rmse_m:.1f} m, root mean square;"
-            " is the coordinate system of the file the right one?"
-        )
+    refusal = _LINE if fit is None else problem.refusal(fit, used, downwards, config=config)
+    if fit is None or refusal:
+        return refusal
     is_used = np.zeros(len(points), np.bool_)
     is_used[is_control] = used
     errors_m = transform_points(fit.onto_from_map, places) - positions_m
     errors_m[known_m >= UNKNOWN_STD_M] = np.nan
     variances = np.where(problem.known, problem.stds_m**2, 0.0)[used]
+    residuals_m = problem.distances_m(fit.onto_from_map)
     return ControlFit(
         georeference=Georeference(
             origin=origin,
@@ -128,7 +131,7 @@ def lay_onto_control_points(
             weights=used.astype(np.float64),
             is_inlier=used,
             offsets_enu_m=errors_m[is_control],
-            rmse_m=rmse_m,
+            rmse_m=float(np.sqrt(np.mean(residuals_m[used] ** 2))),
             rotation_std_deg=math.degrees(fit.rotation_std_rad),
             scale_std_ratio=fit.scale_std_ratio,
             is_levelled_by_cameras=False,
@@ -158,6 +161,34 @@ class _Problem:
 
     def offsets_m(self, onto_from_map: Float64Array) -> Float64Array:
         return transform_points(onto_from_map, self.places) - self.positions_m
+
+    def distances_m(self, onto_from_map: Float64Array) -> Float64Array:
+        """Of places to where they were surveyed (N,), along what is known."""
+        offsets_m = np.where(self.known, self.offsets_m(onto_from_map), 0.0)
+        return np.asarray(np.linalg.norm(offsets_m, axis=1))
+
+    def refusal(
+        self,
+        fit: SimilarityFit,
+        used: BoolArray,
+        downwards: Float64Array,
+        *,
+        config: GeoreferenceConfig,
+    ) -> str:
+        """Why a fit to the points that are used is none, "" where it is one."""
+        if mean_height(fit, downwards) > MAX_UPWARDS:
+            return (
+                "the cameras would stand on their heads or look at the sky: the file has east and"
+                " north, or the sign of one of them, the wrong way round"
+            )
+        rmse_m = float(np.sqrt(np.mean(self.distances_m(fit.onto_from_map)[used] ** 2)))
+        extent_m = float(np.linalg.norm(np.ptp(self.positions_m[used], axis=0)))
+        if rmse_m > min(config.max_error_m, _MAX_ERROR_RATIO * extent_m):
+            return (
+                f"the control points contradict the map: it is off by {rmse_m:.2g} m, root mean"
+                " square; is the coordinate system of the file the right one?"
+            )
+        return _LINE if math.degrees(fit.rotation_std_rad) > _MAX_ROTATION_STD_DEG else ""
 
     def misfits(self, onto_from_map: Float64Array) -> Float64Array:
         """Squared offsets (N,) in units of their standard deviations."""

@@ -31,7 +31,7 @@ _MAX_TILT_DEG = 10.0  # of cameras that count as level
 _MIN_ACCURACY_M = 0.02  # smaller accuracies that receivers report do not hold for cameras
 _CLEARLY_BETTER = 1.5  # by which one order of latitude and longitude must fit better
 _TELLING_M = 0.1  # a smaller distance tells nothing of it
-_MAX_UPWARDS = 0.3  # of the mean of cameras' y and z axes: level ones and those facing down have -1
+MAX_UPWARDS = 0.3  # of the mean of cameras' y and z axes: level ones and those facing down have -1
 
 
 class RefusalReason(StrEnum):
@@ -368,7 +368,7 @@ class _Problem:
 
     def _if_certain(self, solution: _Solution) -> _Solution | GeoreferenceRefused:
         downwards = self.rotations[:, 1] + self.rotations[:, 2]
-        if mean_height(solution.fit, downwards) > _MAX_UPWARDS:
+        if mean_height(solution.fit, downwards) > MAX_UPWARDS:
             return GeoreferenceRefused(
                 reason=RefusalReason.UPSIDE_DOWN,
                 detail="the cameras would stand on their heads or look at the sky: latitude and"

@@ -123,7 +123,7 @@ class CoarseToFine:
         Raises:
             InferenceError: the matcher failed.
         """
-        photos = [] if in_full else [one for one in requests if self._is_worth_it(one)]
+        photos = [] if in_full else [one for one in requests if is_coarse_first(one, self._config)]
         pairs = {one.pair for one in photos}
         done = self._match_in_full([one for one in requests if one.pair not in pairs], verify)
         if not photos:
@@ -132,13 +132,6 @@ class CoarseToFine:
         done |= self._match_guided([one for one in coarse if one.verified is not None], verify)
         done |= self._match_weak([one for one in coarse if one.request.pair not in done], verify)
         return [done[request.pair] for request in requests]
-
-    def _is_worth_it(self, request: MatchRequest) -> bool:
-        """Whether a pair has so many keypoints that a coarse pass pays for itself."""
-        first, second = request.first, request.second
-        if first.is_free.any() or second.is_free.any() or not self._config.num_keypoints:
-            return False
-        return len(first) * len(second) > _MIN_SPARED * self._config.num_keypoints**2
 
     def _match_in_full(
         self, requests: Sequence[MatchRequest], verify: Verify
@@ -220,12 +213,25 @@ class CoarseToFine:
         frame_id = features.frame_id
         kept = self._largest.pop(frame_id, None)
         if kept is None:
-            rows = np.argsort(-features.scales, kind="stable")[: self._config.num_keypoints]
+            rows = largest_rows(features, self._config)
             kept = features.take(rows), rows
         self._largest[frame_id] = kept
         if len(self._largest) > _MAX_COARSE_KEPT:
             self._largest.popitem(last=False)
         return kept
+
+
+def is_coarse_first(request: MatchRequest, config: CoarseToFineConfig) -> bool:
+    """Whether a pair has so many keypoints that a coarse pass pays for itself."""
+    first, second = request.first, request.second
+    if first.is_free.any() or second.is_free.any() or not config.num_keypoints:
+        return False
+    return len(first) * len(second) > _MIN_SPARED * config.num_keypoints**2
+
+
+def largest_rows(features: Features, config: CoarseToFineConfig) -> Int64Array:
+    """Rows of the largest keypoints, largest first."""
+    return np.argsort(-features.scales, kind="stable")[: config.num_keypoints]
 
 
 def _guided(coarse: _Coarse, verifier: PairVerifier) -> MatchRequest:

@@ -54,6 +54,7 @@ class _Marks:
     located: Mapping[str, _Located]  # by name
     problems: Mapping[str, str]  # why others are not there
     images_elsewhere: Mapping[str, str]  # images of marks that are not in the map, and why
+    downwards: Float64Array  # (C, 3) of all cameras of the map
 
     @property
     def surveyed(self) -> list[_Located]:
@@ -147,7 +148,13 @@ def _marks_in(
         else:
             names = tuple(mark.image_name for mark in inside)
             located[point.name] = _Located(point=point, marked=found, image_names=names)
-    return _Marks(located=located, problems=problems, images_elsewhere=missing)
+    poses = np.array([image.cam_from_world().matrix() for image in images.values()])
+    return _Marks(
+        located=located,
+        problems=problems,
+        images_elsewhere=missing,
+        downwards=poses[:, 1, :3] + poses[:, 2, :3],
+    )
 
 
 def _images_by_name(reconstruction: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:
@@ -186,7 +193,12 @@ def _laid_onto_points(
         PlacedPoint(point=one.point, place=one.marked.place, covariance=one.marked.covariance)
         for one in surveyed
     ]
-    fit = lay_onto_control_points(placed, config=config.georeference, seed=config.runtime.seed)
+    fit = lay_onto_control_points(
+        placed,
+        downwards=marks.downwards,
+        config=config.georeference,
+        seed=config.runtime.seed,
+    )
     if isinstance(fit, str):
         raise ConfigError("; ".join([fit, *marks.lines()]))
     onto = fit.georeference.enu_from_map

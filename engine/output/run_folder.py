@@ -58,6 +58,7 @@ MASKS_FOLDER = "masks"  # made when there is a mask
 PROFILE_FOLDER = "profile"  # made when the run was profiled
 DENSE_FOLDER = "dense"  # made with the first depth map
 PRODUCTS_FOLDER = "products"  # made with the first of them
+REPORT_NAME = "report.html"  # written when the run has ended
 TRAINING_FOLDER = "training"  # made where a trainer is to read the run
 TRAIN_LINK = "train"  # to the newest version in it
 KEYFRAME_STATUS = "keyframe"
@@ -75,6 +76,7 @@ _FILES = {
     "groundtruth.txt",
     LAID_ONTO,
     "latest",
+    REPORT_NAME,
     "summary.json",
     TRAIN_LINK,
 }
@@ -290,7 +292,8 @@ class RunFolder:
             self._frames.reopen()
             write_atomically(self.path / "config.yaml", self._former.config)
             self._config = self._former.config
-            (self.path / "summary.json").unlink(missing_ok=True)
+            for name in ("summary.json", REPORT_NAME):
+                (self.path / name).unlink(missing_ok=True)
         self._former = None
 
     # -- where the folder is --------------------------------------------------------------------

@@ -44,6 +44,7 @@ from engine.mapping.steps import MapFigures, MappingStep
 from engine.mapping.stored_state import StoredFrame, StoredModel
 from engine.matching.descriptor_store import DescriptorStore
 from engine.matching.pair_matching import PairMatching
+from engine.matching.pairs_ahead import PairsAhead
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
 from engine.matching.second_matching import DescriberForBoth, SecondMatching
@@ -62,9 +63,11 @@ from engine.ports import (
     PlaceIndex,
     ResumableSource,
     SecondMatcher,
+    SeesDepth,
     Source,
     View,
     WindowSolver,
+    WorksAhead,
 )
 from engine.run.background import MapJobs, Snapshots
 from engine.run.dense import MAX_CALL_S, DenseMaking
@@ -200,7 +203,10 @@ class Engine:
         self._asked_path = folder.path
         self._is_reading = True  # until the sources end
         self._stopped_by = StoppedBy.END_OF_SOURCES
+        self._ahead = matcher if isinstance(matcher, WorksAhead) else None
         self._make_outputs(folder, views)
+        if self._ahead is not None:
+            self._ahead.report_to(self._warn)
         self._make_guards(matcher, second)
         self._make_stages(places, solve_window, calibrations, recording)
 
@@ -414,6 +420,8 @@ class Engine:
         # First, for who closes the database last merges its log.
         self._stored_descriptors.close()
         not_saved = await run_in(self._io_thread, self._recorder.close)
+        if self._ahead is not None:
+            await asyncio.to_thread(self._ahead.close)
         self._end_threads()
         return not_saved
 
@@ -424,6 +432,8 @@ class Engine:
         await asyncio.to_thread(self._views.close)
         self._stored_descriptors.close()
         await run_in(self._io_thread, self._recorder.abandon)
+        if self._ahead is not None:
+            await asyncio.to_thread(self._ahead.close)
         self._end_threads()
 
     def _end_threads(self) -> None:
@@ -477,6 +487,8 @@ class Engine:
                 one.peak_gpu_mb for one in (self._matcher, self._second) if one is not None
             ),
         )
+        if self._ahead is not None:
+            summary["remote"] = self._ahead.figures()
         return RunOutcome(
             path=self._recorder.path,
             stopped_by=self._stopped_by,
@@ -688,6 +700,7 @@ class Engine:
             matching=self._guards[RunPart.MATCHING],
             faults=self._faults,
         )
+        self._see_depth = matcher.seen_depth if isinstance(matcher, SeesDepth) else None
         self._second = (
             None
             if second is None
@@ -705,6 +718,7 @@ class Engine:
     ) -> None:
         self._make_queues(recording)
         self._make_ingestion(calibrations)
+        self._make_pairs_ahead()
         self._make_tracking()
         graph, matching = self._make_matching(places)
         self._make_mapper(graph, matching, solve_window)
@@ -752,6 +766,17 @@ class Engine:
         if self._former is not None:
             self._ingestion.take_former(self._former.stored)
 
+    def _make_pairs_ahead(self) -> None:
+        config, former = self._config, self._former
+        self._pairs_ahead: PairsAhead | None = None
+        if self._ahead is not None:
+            self._pairs_ahead = PairsAhead(
+                config.scene_graph,
+                coarse_to_fine=config.coarse_to_fine,
+                matcher=self._ahead,
+                num_before=0 if former is None else len(former.stored.keyframes),
+            )
+
     def _make_tracking(self) -> None:
         config = self._config
         self._tracking = TrackingStage(
@@ -772,6 +797,8 @@ class Engine:
             warn=self._events.warn,
             faults=self._faults,
             log=self._log,
+            ahead=self._ahead,
+            pairs_ahead=self._pairs_ahead,
         )
 
     def _make_matching(self, places: PlaceIndex | None) -> tuple[SceneGraph, PairMatching]:
@@ -844,6 +871,7 @@ class Engine:
             writer=self._writer,
             views=self._views,
             emit=self._events,
+            see_depth=self._see_depth,
             max_call_s=min(self._config.faults.max_call_s, MAX_CALL_S),
             wait=self._wait_for_call,
         )
@@ -887,6 +915,7 @@ class Engine:
             ahead=AheadPoser(config.registration, seed=config.runtime.seed),
             max_rebuilds=config.faults.max_map_rebuilds,
             dense=self._dense,
+            pairs_ahead=self._pairs_ahead,
         )
 
     def _waited_in(self, name: QueueName) -> Callable[[float], None]:

@@ -395,6 +395,7 @@ class Ingestion:
                 frame_id=frame.frame_id,
                 index=frame.index,
                 captured_at_s=frame.captured_at_s,
+                name=frame.name,
             )
         )
         self._num_frames[queued.source_idx] += 1

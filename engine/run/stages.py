@@ -20,8 +20,9 @@ from engine.mapping.mapper import Mapper
 from engine.mapping.pose_reports import posed_event
 from engine.mapping.steps import KeyframeToMatch, MappingStep
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
+from engine.matching.pairs_ahead import PairsAhead
 from engine.output.recorder import Recorder
-from engine.ports import Source
+from engine.ports import Source, WorksAhead
 from engine.run.background import MapJobs, Snapshots, return_free_memory
 from engine.run.dense import DenseMaking
 from engine.run.event_loop import ThreadOwned, run_in
@@ -79,6 +80,8 @@ class TrackingStage:
         warn: emits that something is degraded.
         faults: takes what tracking raises.
         log: keeps what depends on timing, and repeats it.
+        ahead: begins to describe photos before their turn; None: nothing does.
+        pairs_ahead: begins with pairs of keyframes that wait; None: nothing does.
     """
 
     def __init__(
@@ -97,7 +100,11 @@ class TrackingStage:
         warn: Callable[[str], None],
         faults: Faults,
         log: InputLog,
+        ahead: WorksAhead | None = None,
+        pairs_ahead: PairsAhead | None = None,
     ) -> None:
+        self._ahead = ahead
+        self._pairs_ahead = pairs_ahead
         self._config = config
         self._log = log
         self._faults = faults
@@ -127,6 +134,9 @@ class TrackingStage:
 
     async def _run(self) -> None:
         live = [source.info for source in self._sources if source.info.is_live]
+        if self._ahead is not None and self._ahead.keyframes_ahead and not live:
+            await self._run_ahead(self._ahead)
+            return
         # What becomes a keyframe anyway is fresher the later it is taken.
         max_waiting = int(all(info.is_sequence for info in live))
         while True:
@@ -136,13 +146,44 @@ class TrackingStage:
             if decoded is None:
                 await self._describe_until(None)
                 return
+            await self._take(decoded)
+
+    async def _run_ahead(self, ahead: WorksAhead) -> None:
+        """Tracks frames that can wait, while photos after them are decoded and described."""
+        frames: asyncio.Queue[DecodedFrame | None] = asyncio.Queue(ahead.keyframes_ahead)
+
+        async def decode() -> None:
             try:
-                async with self._turn:
-                    is_losing_view = await self._track(decoded)
-                if is_losing_view and decoded.lane in self._describing:
-                    await asyncio.wait((self._describing[decoded.lane],))
-            except InferenceError as error:
-                await self._drop(decoded.frame, error)
+                while (decoded := await self._ingestion.next_frame()) is not None:
+                    if self._are_photos(decoded.source_idx):
+                        ahead.describe_ahead(decoded.frame)
+                    await frames.put(decoded)
+            finally:
+                await frames.put(None)
+
+        decoding = asyncio.create_task(decode(), name="decoding ahead")
+        try:
+            while (decoded := await frames.get()) is not None:
+                await self._take(decoded)
+            await decoding
+            await self._describe_until(None)
+        finally:
+            decoding.cancel()
+            await asyncio.wait((decoding,))
+
+    async def _take(self, decoded: DecodedFrame) -> None:
+        try:
+            async with self._turn:
+                is_losing_view = await self._track(decoded)
+            if is_losing_view and decoded.lane in self._describing:
+                await asyncio.wait((self._describing[decoded.lane],))
+        except InferenceError as error:
+            await self._drop(decoded.frame, error)
+
+    def _are_photos(self, source_idx: int) -> bool:
+        """Whether every frame of a source becomes a keyframe."""
+        mode, info = self._config.mode, self._sources[source_idx].info
+        return mode == "photos" or (mode == "auto" and not info.is_sequence)
 
     async def _drop(self, frame: Frame, error: InferenceError) -> None:
         await self._frames.give_back(frame)
@@ -268,6 +309,8 @@ class TrackingStage:
         """Passes on a keyframe, or that a tracked frame becomes none, which settles its frame."""
         if item.tracked is not None:
             self._num_described += 1
+        if self._pairs_ahead is not None and keyframe is not None:
+            self._pairs_ahead.keyframe_waits(keyframe.keyframe)
         await self._items.put(
             replace(item, tracked=None, fallback=None, keyframe=keyframe, is_settled=True)
         )
@@ -344,6 +387,7 @@ class MappingStage:
         ahead: poses frames while the mapper is busy with a keyframe.
         max_rebuilds: times that the map is built anew after mapping broke.
         dense: makes depth of keyframes that have settled.
+        pairs_ahead: begins with pairs of keyframes that wait; None: nothing does.
     """
 
     def __init__(
@@ -366,7 +410,9 @@ class MappingStage:
         ahead: AheadPoser,
         max_rebuilds: int,
         dense: DenseMaking,
+        pairs_ahead: PairsAhead | None = None,
     ) -> None:
+        self._pairs_ahead = pairs_ahead
         self._log = log
         self._dense = dense
         self._positions = positions
@@ -461,6 +507,7 @@ class MappingStage:
         )
         if to_match is not None:
             matched = await self._match(item, to_match)
+            self._end_ahead(matched)
             references, adding = await self._posing_ahead(
                 self._add_and_publish(item, matched),
                 item,
@@ -478,6 +525,12 @@ class MappingStage:
                 num_posed_adding=adding,
             )
         )
+
+    def _end_ahead(self, matched: MatchedKeyframe) -> None:
+        """Ends what was begun for a keyframe before its turn."""
+        if self._pairs_ahead is not None:
+            pairs = [verified.pair for verified in matched.pairs]
+            self._pairs_ahead.keyframe_matched(matched.frame_id, [*pairs, *matched.tried_pairs])
 
     async def _posing_ahead(
         self, work: Coroutine[Any, Any, Result], item: MappingItem, *, num_decided: int | None

@@ -91,6 +91,7 @@ def test_photos_go_through_the_engine_into_the_run_folder(tmp_path: Path, photos
     written = Written.by(outcome)
     assert written.statuses == ["keyframe", "keyframe", "dropped:unreadable"]
     assert written.events[0]["matcher"] == "sift"
+    assert b"no map" in (outcome.path / "report.html").read_bytes()
     assert (outcome.path / "images" / "0.jpg").read_bytes() == (photos / "0.jpg").read_bytes()
 
 
@@ -349,6 +350,26 @@ def test_a_matcher_without_weights_is_refused_before_a_folder_is_made(
     config = Config.model_validate({"matching": {"matcher": "mast3r"}})
     with pytest.raises(ConfigError, match=r"mast3r\.checkpoint"):
         launch(config, options(tmp_path / "run", photos))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "extra"),
+    [
+        ("mqtt://127.0.0.1/a/frame", "aiomqtt", "mqtt"),
+        ("phone://127.0.0.1:18443", "aiohttp", "phone"),
+        ("walk.mcap", "rosbags", "ros"),
+    ],
+)
+def test_a_source_whose_package_is_missing_is_refused_with_what_installs_it(
+    source: str, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "walk.mcap").touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(AdapterUnavailableError, match=f"needs the package {package}") as refused:
+        launch(QUIET, options(tmp_path / "run", source))
+    assert refused.value.extra == extra
     assert not (tmp_path / "run").exists()
 
 

@@ -12,7 +12,6 @@ import pyproj
 import pytest
 
 from adapters.exports.export import ExportFormat, export
-from adapters.exports.names import flat_names
 from engine.errors import ConfigError, SnapshotError
 from engine.types import Float64Array
 from tests.support.bundler_reader import read_bundler
@@ -30,6 +29,10 @@ ODM_MODELS = [
     ("EQUIRECTANGULAR",),
     ("RADIAL", "OPENCV_FISHEYE"),
 ]
+
+
+def flat(name: str) -> str:
+    return name.replace("/", "-").replace(" ", "_")
 
 
 def model_of(folder: Path) -> pycolmap.Reconstruction:
@@ -61,7 +64,7 @@ def test_geo_txt_has_every_image_where_its_camera_is_to_a_centimetre(tmp_path: P
     images = done.path / "odm" / "images"
     assert {path.name for path in images.iterdir()} == set(geo)
     for image in truth.images.values():
-        name = image.name.replace("/", "_").replace(" ", "_")
+        name = flat(image.name)
         [found] = enu_of(DULUTH, geo[name][None])
         np.testing.assert_allclose(found, image.projection_center(), atol=0.01)
         assert (images / name).read_bytes() == (
@@ -104,7 +107,7 @@ def test_tracks_lie_where_keypoints_do(tmp_path: Path) -> None:
         for shot, point, x, y in read_opensfm(done.path / "odm" / "opensfm").tracks
     }
     for image in truth.images.values():
-        name = image.name.replace("/", "_").replace(" ", "_")
+        name = flat(image.name)
         for point in image.get_observation_points2D():
             x, y = tracks[name, str(point.point3D_id)]
             pixel = np.array([x * 320 + 160, y * 320 + 120])  # 320 x 240 px
@@ -162,7 +165,7 @@ def test_masks_have_the_names_that_opendronemap_looks_for(tmp_path: Path) -> Non
     cv2.imwrite(str(tmp_path / "run" / "masks" / "left" / "000001.png.png"), mask)
     done = export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat.ODM])
     images = done.path / "odm" / "images"
-    found = cv2.imread(str(images / "left_000001_mask.png"), cv2.IMREAD_UNCHANGED)
+    found = cv2.imread(str(images / "left-000001_mask.png"), cv2.IMREAD_UNCHANGED)
     assert found is not None
     np.testing.assert_array_equal(found, mask)
     assert len(list(images.iterdir())) == 6 + 1
@@ -190,10 +193,11 @@ def test_a_camera_that_opensfm_lacks_is_refused(tmp_path: Path, model: str) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_images_that_opendronemap_cannot_read_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["odm", "bundler", "metashape"])
+def test_images_of_a_kind_that_runs_do_not_have_are_refused(tmp_path: Path, kind: str) -> None:
     make_placed_run(tmp_path / "run", suffix=".webp")
-    with pytest.raises(ConfigError, match="OpenDroneMap reads no .webp"):
-        export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat.ODM])
+    with pytest.raises(ConfigError, match=f"--{kind}: takes JPEG and PNG images, not left/"):
+        export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat(kind)])
 
 
 # -- Bundler ---------------------------------------------------------------------------------------
@@ -223,9 +227,13 @@ def check_bundler(folder: Path, truth: pycolmap.Reconstruction) -> None:
     )
 
 
-@pytest.mark.parametrize("model", ["SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL"])
-def test_bundler_projects_points_onto_their_keypoints(tmp_path: Path, model: str) -> None:
-    truth = make_placed_run(tmp_path / "run", models=(model,))
+@pytest.mark.parametrize(
+    "models", [("SIMPLE_PINHOLE",), ("SIMPLE_RADIAL",), ("RADIAL",), ("RADIAL", "SIMPLE_PINHOLE")]
+)
+def test_bundler_projects_points_onto_their_keypoints(
+    tmp_path: Path, models: tuple[str, ...]
+) -> None:
+    truth = make_placed_run(tmp_path / "run", models=models)
     done = export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat.BUNDLER])
     check_bundler(done.path / "bundler", truth)
 
@@ -252,17 +260,73 @@ def test_bundler_needs_no_place_on_the_globe(tmp_path: Path) -> None:
     check_bundler(done.path / "bundler", truth)
 
 
-# -- names -----------------------------------------------------------------------------------------
+# -- Metashape -------------------------------------------------------------------------------------
 
 
-def test_flat_names_are_unique_whatever_the_case() -> None:
-    names = ["a/b.png", "a_b.png", "A/b.PNG", "c d.png", "c/d.png", "#e.png", "f.png"]
-    flat = flat_names(names)
-    assert set(flat) == set(names)
-    assert len({name.lower() for name in flat.values()}) == len(names)
-    assert not any(set(" #/\\\t") & set(name) for name in flat.values())
-    assert flat["a_b.png"] == "a_b.png" and flat["f.png"] == "f.png"
-    assert flat_names(reversed(names)) == flat
+def rotation_of(omega_deg: float, phi_deg: float, kappa_deg: float) -> Float64Array:
+    """From camera axes x right, y up, z backward to those of the CRS: Rx(o) Ry(p) Rz(k)."""
+    angles = np.radians([omega_deg, phi_deg, kappa_deg])
+    turns = [cv2.Rodrigues(axis * angle)[0] for axis, angle in zip(np.eye(3), angles, strict=True)]
+    return np.asarray(turns[0] @ turns[1] @ turns[2])
+
+
+@pytest.mark.parametrize("asked", [None, "EPSG:32616", "EPSG:26850"])
+@pytest.mark.parametrize("model", ["SIMPLE_RADIAL", "OPENCV"])
+def test_metashape_cameras_project_ground_coordinates_onto_their_keypoints(
+    tmp_path: Path, model: str, asked: str | None
+) -> None:
+    truth = make_placed_run(tmp_path / "run", models=(model,))
+    done = export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat.METASHAPE], crs=asked)
+    folder = done.path / "metashape"
+    head, names, *lines = (folder / "cameras.csv").read_text().splitlines()
+    crs = pyproj.CRS.from_user_input(asked or "EPSG:32615")
+    assert head.startswith(f"# {asked or 'EPSG:32615'};")
+    assert names == "#label,x,y,z,omega,phi,kappa"
+    storage = cv2.FileStorage(str(folder / "camera-1.xml"), cv2.FILE_STORAGE_READ)
+    matrix = storage.getNode("Camera_Matrix").mat()
+    distortion = storage.getNode("Distortion_Coefficients").mat()
+    unit_m = crs.axis_info[0].unit_conversion_factor
+    to_crs = pyproj.Transformer.from_crs("EPSG:4979", crs, always_xy=True)
+    images = {flat(image.name): image for image in truth.images.values()}
+    assert {line.split(",")[0] for line in lines} == set(images)
+    for line in lines:
+        label, *cells = line.split(",")
+        x, y, z, *angles = map(float, cells)
+        image = images[label]
+        assert size_of(folder / "images" / label) == (320, 240)
+        points = list(image.get_observation_points2D())
+        xyz = np.array([truth.point3D(p.point3D_id).xyz for p in points])
+        places = np.stack(to_crs.transform(*globe_of(DULUTH, xyz).T), axis=1)
+        offsets = (places - [x, y, z]) * [unit_m, unit_m, 1.0]
+        flat_m = np.linalg.norm((xyz - image.projection_center())[:, :2], axis=1).sum()
+        grid_scale = np.linalg.norm(offsets[:, :2], axis=1).sum() / flat_m
+        assert 0.999 < grid_scale < 1.003
+        offsets[:, :2] /= grid_scale
+        in_cam = offsets @ rotation_of(*angles) @ np.diag([1.0, -1.0, -1.0])
+        seen, _ = cv2.projectPoints(in_cam, np.zeros(3), np.zeros(3), matrix, distortion)
+        keypoints = np.array([p.xy for p in points])
+        assert np.abs(seen[:, 0] + 0.5 - keypoints).max() < 0.1
+
+
+def globe_of(origin: Origin, places: Float64Array) -> Float64Array:
+    """Longitude, latitude and altitude (P, 3) of places east, north, up of an origin."""
+    pipeline = pyproj.Transformer.from_pipeline(
+        "+proj=pipeline +step +inv +proj=topocentric +ellps=WGS84"
+        f" +lon_0={origin.longitude_deg} +lat_0={origin.latitude_deg} +h_0={origin.altitude_m}"
+        " +step +inv +proj=cart +ellps=WGS84 +step +proj=unitconvert +xy_in=rad +xy_out=deg"
+    )
+    return np.stack(pipeline.transform(*places.T), axis=1)
+
+
+@pytest.mark.parametrize("model", ["FOV", "OPENCV_FISHEYE", "EQUIRECTANGULAR"])
+def test_a_camera_without_such_a_calibration_is_refused(tmp_path: Path, model: str) -> None:
+    make_placed_run(tmp_path / "run", models=("SIMPLE_RADIAL", model))
+    with pytest.raises(ConfigError, match=f"--metashape: .* camera 2, {model}"):
+        export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat.METASHAPE])
+    assert not (tmp_path / "out").exists()
+
+
+# -- images ----------------------------------------------------------------------------------------
 
 
 def test_a_missing_image_is_an_error_for_what_hands_images_over(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyproj
 import pytest
 
 from adapters.exports.export import ExportFormat, export
-from engine.errors import ConfigError
+from engine.errors import AdapterUnavailableError, ConfigError
 from engine.types import Float64Array
 from tests.support.globe_readers import (
     KML,
@@ -29,6 +30,7 @@ ON_GLOBE = [
     ExportFormat.GEOJSON,
     ExportFormat.KML,
     ExportFormat.ODM,
+    ExportFormat.METASHAPE,
 ]
 SUVA = Origin(latitude_deg=-17.8, longitude_deg=179.9999, altitude_m=20.0)
 NO_HEIGHT = Origin(latitude_deg=46.8428, longitude_deg=-91.9942, altitude_m=None)
@@ -134,6 +136,7 @@ def test_points_lie_in_the_crs_that_was_asked_for(
         ("EPSG:99999999", "PROJ cannot use it"),
         ("nonsense", "PROJ cannot use it"),
         ("EPSG:32615+5773", "PROJ cannot use it"),  # a grid of geoid heights that is not here
+        ("EPSG:32661", "is for Northern hemisphere"),
     ],
 )
 def test_a_crs_that_will_not_do_is_refused_and_nothing_is_written(
@@ -147,7 +150,7 @@ def test_a_crs_that_will_not_do_is_refused_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("formats", "why"),
     [
-        ([ExportFormat.KML], "--crs is for --las, --laz and --ply"),
+        ([ExportFormat.KML], "--crs is for --las, --laz, --ply and --metashape"),
         ([ExportFormat.PLY, ExportFormat.NERFSTUDIO], "folder of its own"),
     ],
 )
@@ -156,6 +159,73 @@ def test_a_crs_is_refused_where_it_means_nothing(
 ) -> None:
     with pytest.raises(ConfigError, match=why):
         export(run, tmp_path / "out", formats=formats, crs="EPSG:32615")
+
+
+def test_a_change_of_datum_says_how_well_it_is_known(run: Path, tmp_path: Path) -> None:
+    done = export(run, tmp_path / "nad83", formats=[ExportFormat.LAS], crs="EPSG:26915")
+    assert "coordinates in EPSG:26915: PROJ knows the change from WGS 84 to 4 m" in done.notes
+    origin = json.loads((done.path / "origin.json").read_text())
+    assert origin["crs"]["accuracy_m"] == 4.0
+    done = export(run, tmp_path / "wgs84", formats=[ExportFormat.LAS], crs="EPSG:32615")
+    assert not done.notes
+
+
+def test_points_farther_off_than_a_file_can_say_are_left_out_and_counted(
+    run: Path, tmp_path: Path
+) -> None:
+    model = model_of(run)
+    far = sorted(model.points3D)[:4]
+    for point3D_id, place in zip(
+        far, ([0, 0, 3e6], [9e6, 0, 0], [0, -1e25, 0], [0, 0, -6.3e6]), strict=True
+    ):
+        model.point3D(point3D_id).xyz = np.array(place)
+    model.write_binary(run / "latest" / "sparse" / "0")
+    formats = [ExportFormat.LAS, ExportFormat.PLY]
+    done = export(run, tmp_path / "out", formats=formats, crs="EPSG:32615")
+    las = laspy.read(done.path / "points.las")
+    assert len(las.points) == model.num_points3D() - 4
+    assert "4 points too far off are not in .las files" in done.notes
+    crs = las.header.parse_crs()
+    assert crs is not None
+    np.testing.assert_allclose(from_crs(crs, las.xyz), points_of(run)[0][4:], atol=0.002)
+    _, places = read_ply(done.path / "points.ply")
+    assert np.isfinite(places).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"),
+    [
+        (ExportFormat.LAS, "laspy"),
+        (ExportFormat.LAS, "pyproj"),
+        (ExportFormat.ODM, "pyproj"),
+        (ExportFormat.METASHAPE, "pyproj"),
+    ],
+)
+def test_a_missing_package_is_named_with_how_to_install_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: ExportFormat, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(AdapterUnavailableError, match=f"--{kind} needs the package {package}"):
+        export(run, tmp_path / "out", formats=[kind])
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_laz_without_its_backend_says_so(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(laspy.LazBackend, "detect_available", tuple)
+    with pytest.raises(AdapterUnavailableError, match="--laz needs the package lazrs"):
+        export(run, tmp_path / "out", formats=[ExportFormat.LAZ])
+    assert export(run, tmp_path / "out", formats=[ExportFormat.LAS]).num_images == 6
+
+
+@pytest.mark.parametrize("kind", [ExportFormat.GEOJSON, ExportFormat.KML, ExportFormat.PLY])
+def test_shapes_and_ply_need_no_package_of_surveyors(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: ExportFormat
+) -> None:
+    for package in ("laspy", "lazrs", "pyproj"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert export(run, tmp_path / "out", formats=[kind]).num_images == 6
 
 
 # -- PLY and the origin ----------------------------------------------------------------------------
@@ -249,7 +319,7 @@ def test_footprints_are_where_the_borders_of_images_meet_the_ground(
         [ring] = one["geometry"]["coordinates"]
         outline = enu_of(DULUTH, np.array(ring))
         image = model.find_image_with_name(one["properties"]["name"])
-        assert image is not None
+        assert image is not None and image.camera is not None
         places = np.array([image.project_point(place) for place in outline])
         size = np.array([image.camera.width, image.camera.height])
         off = np.minimum(np.abs(places), np.abs(places - size)).min(axis=1)
@@ -306,6 +376,14 @@ def test_shapes_are_cut_at_the_date_line(tmp_path: Path) -> None:
         assert all(np.isclose(np.abs(side), 180.0, atol=1e-8).sum() >= 2 for side in sides)
     [(_, placemark)] = read_placemarks(done.path / "cameras.kml", "Ways")
     assert len(placemark.findall(f"{KML}MultiGeometry/{KML}LineString")) == 2
+
+
+def test_kml_is_whole_whatever_the_source_is_called(run: Path, tmp_path: Path) -> None:
+    table = (run / "frames.csv").read_text()
+    (run / "frames.csv").write_text(table.replace("flight.mp4", '<b>&"\x1b[2J\ud7ff'))
+    done = export(run, tmp_path / "out", formats=[ExportFormat.KML])
+    [(name, _)] = read_placemarks(done.path / "cameras.kml", "Ways")
+    assert name == '<b>&"\ufffd[2J\ud7ff'
 
 
 def test_heights_that_nobody_knows_are_not_made_up(tmp_path: Path) -> None:

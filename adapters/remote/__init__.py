@@ -1,0 +1,1 @@
+"""Work of a run on other machines, by a Ray cluster."""
