@@ -39,12 +39,9 @@ def check_bundler(job: ExportJob, *, is_undistorted: bool) -> None:
     Raises:
         ConfigError: it has not.
     """
-<<<<<<< HEAD
     from engine.output.undistortion import pinhole_of
 
-=======
     flat_names(job, option="--bundler")
->>>>>>> main
     for camera in job.reconstruction.cameras.values():
         if is_undistorted and camera.is_spherical():
             continue  # its views are square pinholes
