@@ -44,7 +44,7 @@ from engine.config import Config
 from engine.errors import ConfigError, JournalError, SnapshotError
 from engine.geometry import transform_points
 from engine.output.files import write_atomically
-from engine.output.flat_names import FlatNames
+from engine.output.flat_names import IMAGE_NAMES, FlatNames, table_of
 from engine.types import Frame, PoseKind, Uint8Array
 
 if TYPE_CHECKING:
@@ -405,8 +405,6 @@ class _Staging:
         tracked: Sequence[_Measured],
         sharpness: Mapping[str, float],
     ) -> None:
-        from engine.output.training_folder import IMAGE_NAMES, table_of
-
         rows = [
             (name, PoseKind.KEYFRAME, _error_px(self._model, self.keyframes[name]))
             for name in keyframes
