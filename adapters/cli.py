@@ -6,7 +6,8 @@ Exit codes; of a run they tell what is on disk:
     1    nothing was made, or something of it is not saved or not in the folder asked for, or the
          run broke off, as on a disk that is nearly full; the last line says which
     2    the request is refused, and nothing was changed
-    3    a map was made and saved whole, and its verdict is not good
+    3    a map was made and saved whole, and its verdict is not good, or it could not be laid onto
+         the ground control that was given
     130  a third signal ended the run; what was on disk by then is there
 
 A run that is killed has the code of its signal (137 for SIGKILL). Its folder keeps ``.lock``, which
@@ -22,7 +23,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from adapters.doctor import Weights
     from adapters.evaluate import Evaluation
+    from adapters.georeference import Control
     from adapters.launch import LaunchOptions
     from engine.config import Config
     from engine.run.engine import RunOutcome
@@ -105,12 +107,42 @@ PositionsOption = Annotated[
         help="Positions of photos by their names, CSV or geo.txt; of a video, .SRT.",
     ),
 ]
+GcpOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--gcp",
+        metavar="FILE",
+        help="Ground control points marked in images (gcp_list.txt); the map is laid onto them.",
+    ),
+]
+CheckOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--check", metavar="NAME", help="Point of --gcp that is compared only, as CHK... are."
+    ),
+]
+ScaleBarOption = Annotated[
+    tuple[str, str, float] | None,
+    typer.Option(
+        "--scale-bar",
+        metavar="A B METRES",
+        help="Distance of two points of --gcp, or of marks IMAGE:X,Y+IMAGE:X,Y.",
+    ),
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Run folder; default runs/NAME of the source.")
 ]
 ViewOption = Annotated[
     ViewMode,
     typer.Option("--view", help="record a file, spawn the viewer, serve browsers, or none."),
+]
+StaysOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--view-stays/--no-view-stays",
+        help="Whether the page of --view serve stays after the run; by default while somebody "
+        "may look.",
+    ),
 ]
 StrictOption = Annotated[
     bool,
@@ -149,8 +181,9 @@ def run(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Image folder, video, ROS bag or synthetic:town; live: rtsp://, rtmp://, http://, "
-            "camera:0, watch:FOLDER, mqtt(s)://, phone://; several mix.",
+            help="Image folder, video, ROS bag or synthetic:town; live: rtsp://, rtmp://, srt://, "
+            "udp://, http(s):// (MJPEG, snapshots, HLS, video), camera:0, watch:FOLDER, "
+            "mqtt(s)://, phone://; several mix.",
         ),
     ],
     config: ConfigOption = None,
@@ -158,8 +191,12 @@ def run(
     mask: MaskOption = None,
     calibration: CalibrationOption = None,
     positions: PositionsOption = None,
+    gcp: GcpOption = None,
+    check: CheckOption = None,
+    scale_bar: ScaleBarOption = None,
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     overwrite: OverwriteOption = False,
     onto: Annotated[
         Path | None,
@@ -183,16 +220,20 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Reconstructs SOURCE while its frames arrive; writes a run folder."""
-    with _errors_reported():
+    from adapters.sources.streams.push_listener import listening_early
+
+    with _errors_reported(), listening_early(source) as early:
         refuse_unknown_sources(source)
+        control = _control(gcp, check, scale_bar)
         options = _options(
             source,
             out=out or _default_out(source[0]),
             view=view,
             overwrite=overwrite,
             quiet=quiet,
+            view_stays=view_stays,
         )
-        options = replace(options, record_input=record_input, profile=profile)
+        options = replace(options, record_input=record_input, profile=profile, early=early or None)
         config = [*_recorded_overlays(source), *(config or [])]
         if record_input is not None and onto is not None:
             raise ConfigError("--record-input: keeps whole runs only, not those begun with --onto")
@@ -220,7 +261,8 @@ def run(
         _say(
             f"where each thread's CPU time went: python -m pstats {outcome.path}/profile/NAME.prof"
         )
-    _finish(outcome)
+    _discard_if_empty(outcome)
+    _finish(outcome, options, control=control)
 
 
 @app.command()
@@ -238,6 +280,7 @@ def resume(
     mask: MaskOption = None,
     calibration: CalibrationOption = None,
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -251,10 +294,17 @@ def resume(
         _limit_library_threads()
         all_settings = [*(settings or []), *_mask_settings(mask), *_strict_settings(strict)]
         going_on = go_on(run_folder, overlays=config or [], settings=all_settings)
-        options = _options(source or [], out=run_folder, view=view, overwrite=False, quiet=quiet)
+        options = _options(
+            source or [],
+            out=run_folder,
+            view=view,
+            overwrite=False,
+            quiet=quiet,
+            view_stays=view_stays,
+        )
         options = replace(options, going_on=going_on)
         outcome = _launch(_with_calibrations(going_on.config, calibration or []), options)
-    _finish(outcome)
+    _finish(outcome, options)
 
 
 @app.command()
@@ -263,16 +313,24 @@ def demo(
     settings: SettingOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("runs/demo"),
     view: ViewOption = ViewMode.RECORD,
+    view_stays: StaysOption = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a former run in the folder.")] = True,
     quiet: QuietOption = False,
 ) -> None:
     """Streams a synthetic drone flight, reconstructs it and prints the accuracy."""
     with _errors_reported():
-        options = _options([_DEMO_SOURCE], out=out, view=view, overwrite=overwrite, quiet=quiet)
+        options = _options(
+            [_DEMO_SOURCE],
+            out=out,
+            view=view,
+            overwrite=overwrite,
+            quiet=quiet,
+            view_stays=view_stays,
+        )
         outcome = _launch(_load(config, settings), options)
         if outcome.num_registered:
             _print_evaluation(outcome.path, outcome.path / "groundtruth.txt")
-    _finish(outcome)
+    _finish(outcome, options)
 
 
 @app.command()
@@ -311,14 +369,47 @@ def export(
     dense: Annotated[
         bool, typer.Option("--dense", help="dense.ply; with --undistort, what trainers begin with.")
     ] = False,
+    las: Annotated[bool, typer.Option("--las", help="Points, dense ones too, in a CRS.")] = False,
+    laz: Annotated[bool, typer.Option("--laz", help="The same, compressed.")] = False,
+    geojson: Annotated[
+        bool, typer.Option("--geojson", help="Cameras, their footprints and way, for GIS.")
+    ] = False,
+    kml: Annotated[bool, typer.Option("--kml", help="The same, for globes.")] = False,
+    odm: Annotated[bool, typer.Option("--odm", help="Project of OpenDroneMap.")] = False,
+    bundler: Annotated[bool, typer.Option("--bundler", help="bundle.out, list.txt")] = False,
+    metashape: Annotated[
+        bool, typer.Option("--metashape", help="Positions and angles of cameras, calibrations.")
+    ] = False,
+    crs: Annotated[
+        str | None,
+        typer.Option(metavar="CRS", help="EPSG:32615 and the like: of points and --metashape."),
+    ] = None,
+    frames: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH", help="Images: keyframes, all (with a good pose), or sharpest:N."
+        ),
+    ] = "keyframes",
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="For --frames: the run's source where it lies now, or a --record-input folder.",
+        ),
+    ] = None,
+    z_up: Annotated[
+        bool, typer.Option("--z-up", help="The map turned so that +z is up, if that is known.")
+    ] = False,
     map_number: Annotated[
         int, typer.Option("--map", metavar="N", min=0, help="Which map: N of sparse/N.")
     ] = 0,
 ) -> None:
     """Writes a map of the newest snapshot in the formats of other tools."""
     with _errors_reported():
-        from adapters.export import ExportFormat
-        from adapters.export import export as export_run
+        from adapters.exports.export import ExportFormat
+        from adapters.exports.export import export as export_run
+        from adapters.exports.job import ExportCancelled
+        from adapters.exports.terminal import cancelled_by_signals, progress_shown
         from engine.output.run_format import check_readable
 
         check_readable(run_folder)
@@ -328,15 +419,42 @@ def export(
             ExportFormat.NERFSTUDIO: nerfstudio,
             ExportFormat.TUM: tum,
             ExportFormat.DENSE: dense,
+            ExportFormat.LAS: las,
+            ExportFormat.LAZ: laz,
+            ExportFormat.GEOJSON: geojson,
+            ExportFormat.KML: kml,
+            ExportFormat.ODM: odm,
+            ExportFormat.BUNDLER: bundler,
+            ExportFormat.METASHAPE: metashape,
         }
         formats = {kind for kind, is_asked in asked.items() if is_asked}
         if not formats:
-            raise ConfigError(
-                "say what to export: --undistort, --ply, --nerfstudio, --tum, --dense"
-            )
-        with native_log_captured():
-            written = export_run(run_folder, to, formats=formats, map_number=map_number)
+            options = ", ".join(f"--{kind}" for kind in ExportFormat)
+            raise ConfigError(f"say what to export: {options}")
+        try:
+            with (
+                native_log_captured(),
+                cancelled_by_signals() as is_cancelled,
+                progress_shown() as progress,
+            ):
+                written = export_run(
+                    run_folder,
+                    to,
+                    formats=formats,
+                    map_number=map_number,
+                    crs=crs,
+                    frames=frames,
+                    source=source,
+                    is_z_up=z_up,
+                    progress=progress,
+                    is_cancelled=is_cancelled,
+                )
+        except ExportCancelled as cancelled:
+            typer.echo(f"livesfm: {cancelled}", err=True)
+            raise typer.Exit(INTERRUPTED) from cancelled
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
+    for note in written.notes:
+        typer.echo(note)
     for number, num_keyframes in sorted(written.left_out.items()):
         typer.echo(f"not in it: sparse/{number} with {num_keyframes} keyframes (--map {number})")
     _say_if_unfinished(run_folder)
@@ -346,13 +464,16 @@ def export(
 def georeference(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     positions: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--positions",
             metavar="FILE",
             help="A track (.srt, .gpx, .nmea), or a CSV or geo.txt by the keyframes' names.",
         ),
-    ],
+    ] = None,
+    gcp: GcpOption = None,
+    check: CheckOption = None,
+    scale_bar: ScaleBarOption = None,
     clock_offset_s: Annotated[
         float | None,
         typer.Option(
@@ -363,17 +484,49 @@ def georeference(
     ] = None,
     settings: SettingOption = None,
 ) -> None:
-    """Lays a finished run onto positions that came later."""
+    """Lays a finished run onto positions, or ground control, that came later."""
     with _errors_reported():
         from adapters.georeference import georeference as georeference_run
         from engine.output.run_format import check_readable
 
+        control = _control(gcp, check, scale_bar)
+        if bool(positions) == (control is not None):
+            raise ConfigError("either --positions, or --gcp or --scale-bar")
         check_readable(run_folder)
         with native_log_captured():
-            laid_out = georeference_run(
-                run_folder, positions, clock_offset_s=clock_offset_s, settings=settings or []
-            )
-    typer.echo(laid_out.words)
+            if control is None:
+                laid_out = georeference_run(
+                    run_folder,
+                    positions or [],
+                    clock_offset_s=clock_offset_s,
+                    settings=settings or [],
+                )
+                lines: Sequence[str] = (laid_out.words,)
+            else:
+                lines = _surveyed(run_folder, control, settings=settings or [])
+            _renew_report(run_folder)
+    for line in lines:
+        typer.echo(line)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    is_opened: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+) -> None:
+    """Writes report.html: how good the map of a run is, and where it is not."""
+    with _errors_reported():
+        from adapters.launch import write_report
+
+        _limit_library_threads()
+        with native_log_captured():
+            path = write_report(run_folder)
+    typer.echo(str(path))
+    if is_opened:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    _say_if_unfinished(run_folder)
 
 
 @app.command()
@@ -401,8 +554,9 @@ def benchmark(
         typer.Option(
             "--peers",
             metavar="[DATASET=]PEER",
-            help="colmap-{sequential,exhaustive}-{incremental,global}[-FEATURES], FEATURES a "
-            "number or ours; or none. Default: both mappers, with COLMAP's features and with ours.",
+            help="colmap-PAIRS-MAPPER[-FEATURES], or none. PAIRS: sequential or exhaustive; "
+            "MAPPER: incremental or global; FEATURES: a number or ours. Default: both mappers, "
+            "with COLMAP's features and with ours.",
         ),
     ] = None,
     baseline: Annotated[
@@ -585,9 +739,20 @@ def _recorded_overlays(sources: list[str]) -> list[str]:
 
 
 def _options(
-    sources: list[str], *, out: Path, view: ViewMode, overwrite: bool, quiet: bool
+    sources: list[str],
+    *,
+    out: Path,
+    view: ViewMode,
+    overwrite: bool,
+    quiet: bool,
+    view_stays: bool | None,
 ) -> LaunchOptions:
     from adapters.launch import LaunchOptions
+    from adapters.views.staying import StayingViews
+
+    if view_stays is not None and view is not ViewMode.SERVE:
+        raise ConfigError("--view-stays: goes with --view serve only")
+    staying = StayingViews(view_stays, is_on_terminal=sys.stdout.isatty())
 
     return LaunchOptions(
         sources=tuple(sources),
@@ -595,6 +760,7 @@ def _options(
         overwrite=overwrite,
         view_mode=view,
         show_progress=not quiet,
+        staying=staying if view is ViewMode.SERVE else None,
     )
 
 
@@ -638,7 +804,43 @@ def _name_of_address(source: str) -> str:
     return parts[-1]
 
 
-def _finish(outcome: RunOutcome) -> NoReturn:
+def _control(
+    gcp: Path | None, checks: list[str] | None, scale_bar: tuple[str, str, float] | None
+) -> Control | None:
+    """Ground control, which is read to see that it can be; None without any."""
+    if not (gcp or checks or scale_bar):
+        return None
+    from adapters.georeference import Control
+
+    control = Control(file=gcp, checks=tuple(checks or ()), bar=scale_bar)
+    control.read()
+    return control
+
+
+def _surveyed(run_folder: Path, control: Control, *, settings: Sequence[str] = ()) -> Sequence[str]:
+    """Lays a run onto ground control; lines for people."""
+    from adapters.georeference import survey
+
+    return survey(run_folder, control, settings=settings).lines
+
+
+def _after_survey(outcome: RunOutcome, control: Control) -> tuple[RunOutcome, bool]:
+    """The outcome of a run that was laid onto ground control, and whether it could be."""
+    try:
+        with native_log_captured():
+            lines = _surveyed(outcome.path, control)
+    except EngineError as error:
+        _say(f"not laid onto ground control: {error}")
+        return outcome, False
+    for line in lines:
+        _say(line)
+    summary = json.loads((outcome.path / "summary.json").read_text(encoding="utf-8"))
+    return replace(outcome, summary=summary), True
+
+
+def _finish(
+    outcome: RunOutcome, options: LaunchOptions, *, control: Control | None = None
+) -> NoReturn:
     """Prints what was made and how far to trust it, and ends with the exit code that fits.
 
     The last line is that of the maps.
@@ -646,6 +848,9 @@ def _finish(outcome: RunOutcome) -> NoReturn:
     from engine.types import VerdictLevel
 
     is_made, complaints = outcome.num_registered >= 2, _complaints(outcome)
+    is_surveyed = True
+    if control is not None and is_made:
+        outcome, is_surveyed = _after_survey(outcome, control)
     recordings = sorted(outcome.path.glob("recording*.rrd"), key=lambda one: one.stat().st_mtime)
     if is_made and recordings:
         viewer = Path(sys.executable).with_name("rerun")
@@ -653,7 +858,12 @@ def _finish(outcome: RunOutcome) -> NoReturn:
         _say(f"look at it again: {os.path.relpath(viewer)} {files}")
     if outcome.stopped_by != "end_of_sources":
         _say(f"go on with it: livesfm resume {outcome.path}")
-    lines = [*_dense_lines(outcome), *_place_lines(outcome), *_fault_lines(outcome)]
+    lines = [
+        *_report_lines(outcome),
+        *_dense_lines(outcome),
+        *_place_lines(outcome),
+        *_fault_lines(outcome),
+    ]
     for line in [*lines, *_verdict_lines(outcome, is_made=is_made)]:
         _say(line)
     _say(
@@ -661,9 +871,28 @@ def _finish(outcome: RunOutcome) -> NoReturn:
         + (_other_maps(outcome) if is_made else f"; no map could be made{_why_no_map(outcome)}")
         + "".join(f"; {words}" for words in complaints)
     )
+    if options.staying is not None:
+        options.staying.stay(was_stopped=outcome.stopped_by == "signal")
     if not is_made or complaints:
         _leave(outcome, NOTHING_MADE)
-    _leave(outcome, 0 if outcome.verdict.level is VerdictLevel.GOOD else DOUBTED)
+    is_good = outcome.verdict.level is VerdictLevel.GOOD and is_surveyed
+    _leave(outcome, 0 if is_good else DOUBTED)
+
+
+def _discard_if_empty(outcome: RunOutcome) -> None:
+    """Deletes the folder of a new run to which nothing came, and ends: the next run has its name.
+
+    One that hangs may still write, and stays.
+    """
+    is_empty = outcome.summary.get("frames_received") == 0 and not outcome.num_keyframes
+    if not is_empty or outcome.num_hangs or outcome.not_saved:
+        return
+    from engine.output.run_folder import discard_run
+
+    with suppress(OSError):
+        discard_run(outcome.path)
+    _say(f"no frame came, see above; {outcome.path} is not kept")
+    _leave(outcome, NOTHING_MADE)
 
 
 def _say(line: str) -> None:
@@ -683,6 +912,20 @@ def _leave(outcome: RunOutcome, code: int) -> NoReturn:
                 stream.flush()
         os._exit(code)
     raise typer.Exit(code)
+
+
+def _report_lines(outcome: RunOutcome) -> list[str]:
+    """Where the report is."""
+    path = outcome.path / "report.html"
+    return [f"report: {path}"] if path.exists() else []
+
+
+def _renew_report(run_folder: Path) -> None:
+    """Writes the report of a run anew, if it has one."""
+    from adapters.launch import write_report
+
+    if (run_folder / "report.html").exists():
+        write_report(run_folder)
 
 
 def _dense_lines(outcome: RunOutcome) -> list[str]:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.run_files import FrameRow, read_frame_rows, read_model, read_text
+from adapters.run_files import FrameRow, read_frame_rows, read_model, read_text, unit_of_map
 from engine.errors import ConfigError, SnapshotError
 from engine.geometry import camera_center, invert_pose, rotation_from_quat_xyzw
-from engine.types import Float64Array, Int64Array, PoseKind
+from engine.types import METRES, Float64Array, Int64Array, PoseKind
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MAX_FRAMES_IN_PAIRS = 200  # relative poses are taken between at most so many frames
 FAILURE_DEG = 180.0  # the error of a pair with a pose missing
 
+_SAME_UNIT = 1.1  # scales up to this factor: the map and the reference are both in metres
 _REFERENCE_TOLERANCE_S = 0.01  # sensors that record a reference have clocks of their own
 _MAX_NUMBER = 1e15  # of a pose: in units, squared and summed up it still has digits
 _POSE_TOLERANCE_S = 1e-5  # the run's own files agree but for rounding
@@ -86,6 +87,7 @@ class Evaluation:
     num_keyframes: int
     num_registered_keyframes: int  # in the map, sparse/0 of the latest snapshot
     registered_ratio: float
+    unit: str  # of the map
     final: TrajectoryScore | None  # trajectory.txt
     live: TrajectoryScore | None  # trajectory_live.txt, each pose as first reported
 
@@ -127,6 +129,7 @@ def evaluate(run: Path, reference: Path) -> Evaluation:
         num_keyframes=len(keyframes),
         num_registered_keyframes=len(registered),
         registered_ratio=len(registered) / max(len(keyframes), 1),
+        unit=unit_of_map(run),
         final=_score(run / "trajectory.txt", frames=frames, reference=reference_poses),
         live=_score(run / "trajectory_live.txt", frames=frames, reference=reference_poses),
     )
@@ -136,6 +139,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     """The figures as a table for a terminal."""
     from rich.table import Table
 
+    unit = METRES if evaluation.unit == METRES else "units of its own"
     table = Table(
         title=(
             f"{evaluation.run} against {evaluation.reference}, "
@@ -144,13 +148,15 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         caption=(
             f"{evaluation.num_registered_keyframes} of {evaluation.num_keyframes} keyframes "
             f"registered; {evaluation.num_referenced_frames} of {evaluation.num_frames} frames "
-            f"have a reference{_poses_in_words(evaluation)}"
+            f"have a reference{_poses_in_words(evaluation)}; the map is in {unit}"
         ),
     )
     table.add_column("figure")
     table.add_column("final", justify="right")
     table.add_column("live", justify="right")
-    columns = [_table_column(score) for score in (evaluation.final, evaluation.live)]
+    scores = (evaluation.final, evaluation.live)
+    is_metric = evaluation.unit == METRES and _is_in_metres(evaluation.final)
+    columns = [_table_column(score, is_metric=is_metric) for score in scores]
     for name in columns[0]:
         table.add_row(name, *(column[name] for column in columns))
     return table
@@ -409,16 +415,24 @@ def _registered_names(model: Path) -> set[str]:
     return {image.name for image in reconstruction.images.values()}
 
 
-def _table_column(score: TrajectoryScore | None) -> dict[str, str]:
+def _is_in_metres(score: TrajectoryScore | None) -> bool:
+    """Whether the reference of a trajectory in metres seems to be in metres, too."""
     error = score.absolute if score else None
+    return error is not None and 1 / _SAME_UNIT < error.scale < _SAME_UNIT
+
+
+def _table_column(score: TrajectoryScore | None, *, is_metric: bool) -> dict[str, str]:
+    """Figures in units of the reference; without scaling only where that says something."""
+    error = score.absolute if score else None
+    unscaled = {"ATE without scaling": f"{error.rmse_rigid:.4g}" if error else "-"}
     return {
         "frames with a pose": f"{score.num_poses} ({score.posed_ratio:.1%})" if score else "-",
         "frames compared": str(score.num_compared) if score else "-",
         "ATE after Sim(3)": f"{error.rmse:.4g}" if error else "-",
         "  % of the extent": f"{error.rmse_percent_of_extent:.3f}" if error else "-",
         "  largest": f"{error.max:.4g}" if error else "-",
-        "ATE at the map's own scale": f"{error.rmse_rigid:.4g}" if error else "-",
-        "scale": f"{error.scale:.5g}" if error else "-",
+        **(unscaled if is_metric else {}),
+        "scale, map to reference": f"{error.scale:.5g}" if error else "-",
         "AUC@5 deg": f"{score.auc_5_deg:.3f}" if score else "-",
         "AUC@10 deg": f"{score.auc_10_deg:.3f}" if score else "-",
         "AUC@30 deg": f"{score.auc_30_deg:.3f}" if score else "-",

@@ -1,22 +1,26 @@
-"""Georeferencing afterwards: positions from files, and the finished run that they are for."""
+"""Georeferencing afterwards: positions and ground control from files, and the finished run."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from adapters.run_files import FrameRow, read_frame_rows
+from adapters.sources.files.control_point_files import read_control_points, read_scale_bar
 from adapters.sources.files.photo_search import VIDEO_SUFFIXES
-from adapters.sources.files.position_files import read_position_files
+from adapters.sources.files.position_files import names_of_photos, read_position_files
 from adapters.sources.files.track_files import TRACK_SUFFIXES, read_track
 from engine.config import load_config
 from engine.errors import ConfigError
 from engine.output.run_lock import refuse_running
+from engine.types import ControlPoint, ImageMark, ScaleBar
 
 if TYPE_CHECKING:
+    from engine.output.control_survey import Surveyed
     from engine.output.georeferencing_later import LaidOut
 
 logger = logging.getLogger(__name__)
@@ -49,9 +53,7 @@ def georeference(
     """
     from engine.output.georeferencing_later import georeference_run
 
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run}: there is no run here")
-    refuse_running(run)
+    _refuse_other_than_finished(run)
     config = load_config(former=run / "config.yaml", settings=settings)
     rows = read_frame_rows(run)
     arguments = _arguments(files, clock_offset_s=clock_offset_s, settings=settings)
@@ -81,6 +83,97 @@ def georeference(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """Ground control as the command line names it."""
+
+    file: Path | None = None  # ODM's gcp_list.txt
+    checks: tuple[str, ...] = ()  # names of points that are compared only
+    bar: tuple[str, str, float] | None = None  # two points or their marks, and metres
+
+    def read(self) -> tuple[tuple[ControlPoint, ...], tuple[ScaleBar, ...]]:
+        """The points of the file and of the scale bar's ends, and the bar.
+
+        Raises:
+            ConfigError: they cannot be read, in words.
+            AdapterUnavailableError: the file's coordinate system needs a package.
+        """
+        if self.file is None and self.checks:
+            raise ConfigError("--check: names points of the file of --gcp")
+        points = read_control_points(self.file, checks=self.checks) if self.file else ()
+        if self.bar is None:
+            return points, ()
+        bar, ends = read_scale_bar(self.bar[:2], self.bar[2], points=points)
+        return (*points, *ends), (bar,)
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the command says, with whole paths."""
+        arguments = ["--gcp", os.path.realpath(self.file)] if self.file is not None else []
+        arguments += [part for name in self.checks for part in ("--check", name)]
+        if self.bar is not None:
+            arguments += ["--scale-bar", *self.bar[:2], repr(self.bar[2])]
+        return arguments
+
+
+def survey(run: Path, control: Control, *, settings: Sequence[str] = ()) -> Surveyed:
+    """Lays the map of a finished run onto ground control points, or scales it by a scale bar.
+
+    Args:
+        run: a run folder that no run writes to.
+        control: the points; their images are those of keyframes by the ends of their names.
+        settings: ``section.key=value``; they win over those of the run.
+
+    Raises:
+        ConfigError: there is no finished run, the files cannot be read, or the points do not fit,
+            in words.
+        AdapterUnavailableError: the file's coordinate system needs a package.
+        SnapshotError: the snapshot cannot be read or written.
+    """
+    from engine.output.control_survey import survey_run
+
+    points, bars = control.read()
+    _refuse_other_than_finished(run)
+    config = load_config(former=run / "config.yaml", settings=settings)
+    frames = [row.name for row in read_frame_rows(run) if not row.is_dropped]
+    return survey_run(
+        run,
+        _with_frames(points, frames),
+        bars=bars,
+        config=config,
+        arguments=control.arguments + _setting_arguments(settings),
+    )
+
+
+def _with_frames(points: Sequence[ControlPoint], frames: Iterable[str]) -> list[ControlPoint]:
+    """Points whose marks name images as the run does; those of no frame stay as they are.
+
+    Raises:
+        ConfigError: a name is that of several frames.
+    """
+    images = {mark.image_name for point in points for mark in point.marks}
+    names = names_of_photos(map(PurePosixPath, frames), {name.lower() for name in images})
+    frame_of: dict[str, str] = {}
+    for photo, name in names.items():
+        if name in frame_of:
+            raise ConfigError(
+                f"--gcp: {name} is the name of several images of the run, {frame_of[name]} and"
+                f" {photo}: name their folders, too"
+            )
+        frame_of[name] = str(photo)
+
+    def named(mark: ImageMark) -> ImageMark:
+        return replace(mark, image_name=frame_of.get(mark.image_name.lower(), mark.image_name))
+
+    return [replace(point, marks=tuple(named(one) for one in point.marks)) for point in points]
+
+
+def _refuse_other_than_finished(run: Path) -> None:
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"{run}: there is no run here")
+    refuse_running(run)
+
+
 def _arguments(
     files: Sequence[str], *, clock_offset_s: float | None, settings: Sequence[str]
 ) -> list[str]:
@@ -88,7 +181,11 @@ def _arguments(
     arguments = [part for file in files for part in ("--positions", os.path.realpath(file))]
     if clock_offset_s is not None:
         arguments += ["--clock-offset", repr(float(clock_offset_s))]
-    return arguments + [part for setting in settings for part in ("--set", setting)]
+    return arguments + _setting_arguments(settings)
+
+
+def _setting_arguments(settings: Sequence[str]) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
 
 
 def _rows_for(track: Path, rows: Sequence[FrameRow]) -> list[FrameRow]:

@@ -44,6 +44,8 @@ from engine.types import Float64Array, FrameId, Received, SourceInfo
 if TYPE_CHECKING:
     from adapters.recordings.input_recording import FolderRecording
     from adapters.resume import GoingOn
+    from adapters.sources.streams.push_listener import EarlyListening
+    from adapters.views.staying import StayingViews
     from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine, RunOutcome
     from engine.run.event_loop import RunRequests
@@ -66,6 +68,8 @@ class LaunchOptions:
     going_on: GoingOn | None = None  # what the run goes on from, in the folder; None: nothing
     record_input: Path | None = None  # where what the run receives is kept; None: nowhere
     profile: bool = False  # where its threads spend their time is written into the folder
+    staying: StayingViews | None = None  # takes live views, which end after the run; None: with it
+    early: EarlyListening | None = None  # what listens already for sources that wait for a push
 
 
 def launch(config: Config, options: LaunchOptions) -> RunOutcome:
@@ -76,7 +80,7 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
 
     Raises:
         ConfigError: the folder cannot be used, the view cannot be opened, a mask or a calibration
-            cannot be used, or not one of the sources exists.
+            cannot be used, or not one of the sources can be opened.
         AdapterUnavailableError: a package that is asked for is missing.
         JournalError: the folder cannot be written.
         KeyboardInterrupt: a signal came while nothing was written or replaced yet.
@@ -95,6 +99,34 @@ def launch(config: Config, options: LaunchOptions) -> RunOutcome:
         raise
 
 
+def write_report(run: Path) -> Path:
+    """Writes the report of a run into its folder, in one step.
+
+    Raises:
+        ConfigError: the folder is not that of a run.
+        OSError: the report cannot be written; a former one stays.
+    """
+    from adapters.report.report import report_page
+    from engine.output.files import write_atomically
+    from engine.output.run_folder import REPORT_NAME
+
+    path = run / REPORT_NAME
+    write_atomically(path, report_page(run))
+    return path
+
+
+def report_at_end(config: Config, run: Path) -> None:
+    """Writes the report of a run that has ended, if it is wanted; without it the run stands."""
+    if not config.report.enabled:
+        return
+    try:
+        write_report(run)
+    except OSError as error:
+        logger.warning("%s: the report cannot be written: %s", run, error.strerror or error)
+    except Exception:  # a task boundary: the run is saved, whatever its report trips over
+        logger.exception("%s: no report could be made", run)
+
+
 def _write_profile(profile: Profile, run_folder: Path) -> None:
     """Writes the profile into the run folder; the run is saved, also where that fails."""
     from engine.output.run_folder import PROFILE_FOLDER
@@ -108,7 +140,6 @@ def _write_profile(profile: Profile, run_folder: Path) -> None:
 def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> RunOutcome:
     provide_descriptors()
     limit_library_threads()
-    _load_ahead()
     refuse_own_input(options)
     given = config.cameras.calibrations
     calibrations = CalibrationsByCamera.read(given) if given else None
@@ -120,8 +151,13 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
         specs = tuple(addresses_of(former))
     first_id = 1 if former is None else former.next_frame_id
     sources = _open_sources(
-        specs, config, first_id=first_id, may_all_fail=former is not None and not options.sources
+        specs,
+        config,
+        first_id=first_id,
+        may_all_fail=former is not None and not options.sources,
+        early=options.early,
     )
+    _load_ahead()  # after the sources, because drones wait for those that listen
     if len(specs) == 1:  # a replay has all sources of its run
         specs = specs * len(sources)
     from adapters.resume import roles_of
@@ -146,6 +182,7 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
         outcome = runner.run(engine.run())
         if not outcome.num_hangs:  # else it would wait for what hangs
             runner.close()
+        report_at_end(config, outcome.path)
         return outcome
 
 
@@ -458,7 +495,12 @@ class _RefusedSource:
 
 
 def _open_sources(
-    specs: Sequence[str], config: Config, *, first_id: int = 1, may_all_fail: bool = False
+    specs: Sequence[str],
+    config: Config,
+    *,
+    first_id: int = 1,
+    may_all_fail: bool = False,
+    early: EarlyListening | None = None,
 ) -> list[Source]:
     """Opens what can be opened.
 
@@ -467,9 +509,10 @@ def _open_sources(
         config: the resolved configuration.
         first_id: the first id that a frame gets.
         may_all_fail: the run may go on without a source.
+        early: what listens already for sources that wait for a push.
 
     Raises:
-        ConfigError: nothing can be opened, nor does any of it exist.
+        ConfigError: none of them can be opened.
     """
     from adapters.open_source import open_source, report_unused_positions
     from adapters.recordings.replay import open_replay, replayed_folder
@@ -487,7 +530,9 @@ def _open_sources(
         beside = [*specs[:place], *specs[place + 1 :]]
         try:
             sources.append(
-                open_source(spec, config=config, next_frame_id=next_frame_id, beside=beside)
+                open_source(
+                    spec, config=config, next_frame_id=next_frame_id, beside=beside, early=early
+                )
             )
         except SourceError as error:
             # What is no path may hold a password.
@@ -497,8 +542,8 @@ def _open_sources(
             refused.append(error)
     if may_all_fail:
         return sources
-    if refused and len(refused) == len(specs) and not any(os.path.exists(spec) for spec in specs):
-        raise ConfigError(str(refused[0])) from refused[0]
+    if refused and len(refused) == len(specs):
+        raise ConfigError("; ".join(map(str, refused))) from refused[0]
     return sources
 
 
@@ -574,9 +619,11 @@ def _open_views(config: Config, options: LaunchOptions, sources: Sequence[Source
         counts = [source.info.num_frames for source in sources]
         known = [count for count in counts if count is not None]
         handlers = handlers_writing_to(sys.stderr)
-        views.append(ConsoleView(sum(known) if len(known) == len(counts) else None))
+        console = ConsoleView(sum(known) if len(known) == len(counts) else None)
+        views.append(console)
         for handler in handlers:
             handler.setStream(sys.stderr)  # now it leads to the lines above the panel
+            handler.addFilter(lambda record: not console.shows_as_event(record))
     return views
 
 
@@ -590,11 +637,17 @@ def _open_live_view(config: Config, options: LaunchOptions) -> View:
     from adapters.views.rerun_view import RerunView
 
     live = RerunView.open(
-        options.path.name, mode=options.view_mode, recording_path=None, config=config.views
+        options.path.name,
+        mode=options.view_mode,
+        recording_path=None,
+        config=config.views,
+        stays=options.staying is not None,
     )
+    if options.staying is not None:
+        options.staying.add(live)
     if live.url is not None:
-        logger.warning("watch the run at %s", live.url)
-        logger.warning("or in a window: %s", live.viewer_command)
+        # On lines of their own, so that they are copied whole.
+        logger.warning("watch the run at\n%s\nor in a window:\n%s", live.url, live.viewer_command)
     return live
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from engine.errors import ConfigError, SnapshotError
 from engine.model_files import ModelFileError, check_model_files
 from engine.regular_files import read_regular_file
+from engine.types import MAP_UNITS, METRES
 
 if TYPE_CHECKING:
     import pycolmap
@@ -76,6 +78,16 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
     except (LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         words = str(error).partition("\n")[0] or type(error).__name__
         raise SnapshotError(f"{folder}: is not a whole COLMAP model: {words}") from error
+
+
+def unit_of_map(run: Path) -> str:
+    """The unit of a run's map: metres, or its own where the run did not say."""
+    try:
+        summary = json.loads(read_text(run / "summary.json"))
+    except (OSError, ValueError):  # the run did not come to its end
+        return MAP_UNITS
+    is_metric = isinstance(summary, dict) and summary.get("unit") == METRES
+    return METRES if is_metric else MAP_UNITS
 
 
 def read_text(path: Path) -> str:

@@ -130,6 +130,8 @@ class LiveSourcesConfig(Section):
     max_payload_mb: PositiveInt = 32
     """MB. Larger messages are refused before they are decoded; an MQTT broker that only speaks
     version 3.1.1 still delivers them first."""
+    snapshot_rate_hz: PositiveFloat = 5.0
+    """Hz. How often an http(s):// address that gives one picture is asked for it, at most."""
     rtsp_transport: Literal["tcp", "udp"] = "tcp"
     """tcp or udp: how rtsp:// carries images. tcp loses none."""
     verify_certificates: bool = True
@@ -169,6 +171,12 @@ class MqttConfig(Section):
     """File of the key (PEM) that belongs to client_certificate."""
     max_pose_hz: PositiveFloat = 30.0
     """Hz. Poses published of each camera at most."""
+    max_points: NonNegativeInt = 200_000
+    """Points of the map sent at most when PREFIX/points/request asks for them; of more, so many
+    spread over all. 0: requests are not taken."""
+    snapshot_base_url: str = ""
+    """URL at which a server of yours shows the folder that holds the run folder; PREFIX/snapshot
+    then has the snapshot's own URL, too. Without user names and passwords. Empty: none."""
 
 
 class PhoneConfig(Section):
@@ -206,6 +214,9 @@ class GeoreferenceConfig(Section):
     """m. Horizontal standard deviation of positions whose receiver reports none."""
     vertical_accuracy_m: PositiveFloat = 4.0
     """m. Standard deviation of altitudes whose receiver reports none."""
+    control_accuracy_m: PositiveFloat = 0.03
+    """m. Horizontal standard deviation of surveyed ground control points; their heights have more,
+    by vertical_accuracy_m / accuracy_m."""
     adjust: bool = True
     """Whether positions may pull on the map in a last bundle adjustment."""
     metric_map: bool = True
@@ -453,7 +464,7 @@ class SiftConfig(Section):
     lean_features: NonNegativeInt = 0
     """Keypoints kept per keyframe that overlaps widely with the one before it, as in a video; they
     are described at half the resolution, all for half the cost. 0: no keyframe is treated so."""
-    lean_edge_px: PositiveInt = 580
+    lean_edge_px: PositiveInt = 600
     """px. The working_edge_px of these keyframes."""
     min_lean_matches: PositiveInt = 100
     """Matches of lean keypoints with the keyframe before. One with fewer is described in full."""
@@ -714,13 +725,13 @@ class DenseConfig(Section):
     """Depth maps of registered keyframes, made beside mapping, and dense points from them.
 
     They are in products/dense.ply and in the viewer. The sparse map is the same without them, to
-    the bit. Depth is made from the images whatever the matcher is: pointmaps, such as MASt3R's, are
-    not used as depth.
+    the bit. Depth is matched in the images; where the run's matcher makes pointmaps, as MASt3R
+    does, they are the depth, scaled to the map, unless they are off by more than a few percent.
     """
 
     enabled: bool = True
     """Whether depth maps are made."""
-    edge_px: Annotated[int, Field(ge=64, le=8192)] = 512
+    edge_px: Annotated[int, Field(ge=64, le=8192)] = 480
     """px, longer side. Images are matched at most at this size; twice of it costs up to eight times
     as much."""
     neighbours: Annotated[int, Field(ge=1, le=8)] = 2
@@ -736,7 +747,7 @@ class DenseConfig(Section):
     max_cpu_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
     """Share of the run's CPU time, below 1, that depth maps and dense points may take. Keyframes
     that do not fit into it, the oldest ones, get no depth map and are counted; a resume with a
-    larger share makes theirs. What the final map shows to be wrong is made again beyond it."""
+    larger share makes theirs. What the map shows to be wrong is made again first."""
 
 
 class SnapshotsConfig(Section):
@@ -757,6 +768,10 @@ class SnapshotsConfig(Section):
     """Registered keyframes that a map needs to be written."""
     min_track_length: Annotated[int, Field(ge=2)] = 2
     """Images that must observe a point; others stay in the map but out of snapshots."""
+    train: bool = False
+    """Whether train/ follows the snapshots: undistorted keyframe images, sparse/0 and
+    transforms.json, for a splat trainer that reads while the run goes on. It takes the disk space
+    of the images once more."""
 
 
 class ViewsConfig(Section):
@@ -790,6 +805,14 @@ class ViewsConfig(Section):
     geographic_map: bool = False
     """Whether a map of the world stands beside the 3D view, for runs with GPS. The viewer fetches
     its tiles from the internet."""
+
+
+class ReportConfig(Section):
+    """The page that says how good the map of a run is, and where it is not."""
+
+    enabled: bool = True
+    """Whether report.html is written when the run ends; livesfm report RUN writes it at any time.
+    """
 
 
 class FaultsConfig(Section):
@@ -906,6 +929,7 @@ class Config(Section):
     dense: DenseConfig = DenseConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     views: ViewsConfig = ViewsConfig()
+    report: ReportConfig = ReportConfig()
     faults: FaultsConfig = FaultsConfig()
     remote: RemoteConfig = RemoteConfig()
     runtime: RuntimeConfig = RuntimeConfig()

@@ -41,6 +41,7 @@ class Stage(StrEnum):
     MAPPING = "mapping_rest"  # what else the mapper's thread does
     JOURNAL = "journal"
     SNAPSHOTS = "snapshots"  # with copies of the map
+    TRAINING_FOLDER = "training_folder"  # images and models for trainers
     TABLES = "tables"  # what else the I/O thread does: events, frames, trajectories
     VIEWS = "views"  # with pictures of the map
     EVENT_LOOP = "event_loop"

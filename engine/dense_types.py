@@ -57,6 +57,21 @@ class DepthProblem:
     neighbours: tuple[DenseView, ...]  # the most covisible ones, the best first, a dozen at most
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SeenDepth:
+    """The depth of a keyframe's image as a matcher sees it, such as by a pointmap; in any unit."""
+
+    depth: Float32Array  # (H, W) along the optical axis; 0: unknown
+    # Pixels of the original image are those of the depth times the scale, and the offset.
+    scale_xy: Float64Array  # (2,)
+    offset_xy: Float64Array  # (2,) px of the original image
+
+    def __post_init__(self) -> None:
+        freeze_field(self, "depth", (None, None), np.float32)
+        freeze_field(self, "scale_xy", (2,), np.float64)
+        freeze_field(self, "offset_xy", (2,), np.float64)
+
+
 class DepthStatus(StrEnum):
     """The outcome of making a depth map."""
 

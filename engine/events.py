@@ -22,6 +22,9 @@ from engine.types import (
     Verdict,
 )
 
+ALSO_AN_EVENT = {"is_also_an_event": True}
+"""``extra`` of log lines whose words an event has, too: views of events leave the lines out."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -89,6 +92,7 @@ class FrameReceived(Event):
     frame_id: FrameId
     index: int
     captured_at_s: float
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -451,6 +455,20 @@ class Georeferenced(Event):
     num_fixes: int  # that agree with the map
     rmse_m: float  # of those, over camera centres
     rejected_ids: tuple[FrameId, ...]  # keyframes whose GPS disagrees with the map; left out
+    # Row by row, the similarity (3, 4) from the world of the poses of events; (): of former parts
+    enu_from_map: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPointsUsed(Event):
+    """The map was laid onto ground control points after the run's end."""
+
+    num_control: int  # that the map is laid onto
+    num_check: int  # that are compared only
+    rejected: tuple[str, ...]  # names of those that contradict the others
+    rmse_m: float  # of those used
+    check_rmse_m: float | None  # None: no check points
+    metres_per_map_unit: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -534,6 +552,7 @@ class RunPart(StrEnum):
     WINDOW = "solving a window"
     LENS_SEARCH = "searching a lens"
     DENSE = "the dense map"
+    TRAINING = "the training folder"
     VIEW = "a view"
     WRITING = "writing"
 

@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from engine.camera_models import CAMERA_MODELS
 from engine.regular_files import read_regular_file
+from engine.types import Float64Array, Uint8Array
 
 CAMERA_MODEL_OF_ID = (  # position: the model's id in files
     *("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE"),
@@ -63,6 +64,24 @@ def check_model_files(folder: Path) -> None:
     images = _images(_File(folder / "images.bin"), cameras)
     _frames(_File(folder / "frames.bin"), rigs, images)
     _points(_File(folder / "points3D.bin"), images)
+
+
+def read_points(path: Path) -> tuple[Float64Array, Uint8Array]:
+    """Positions (P, 3) and colours (P, 3) RGB of the points of a ``points3D.bin``.
+
+    Raises:
+        ModelFileError: it is not whole, or holds numbers that are none.
+    """
+    file = _File(path)
+    records = []
+    for _ in range(file.count(num_bytes=51)):
+        _, x, y, z, red, green, blue, _ = file.values("Q3d3Bd")
+        records.append((x, y, z, red, green, blue))
+        file.array(_ELEMENT, file.count(num_bytes=8))
+    file.end()
+    table = np.array(records, np.float64).reshape(-1, 6)
+    file.finite(table)
+    return table[:, :3], table[:, 3:].astype(np.uint8)
 
 
 def is_safe_image_name(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from engine.dense_types import DenseCloud, GroundPicture
+from engine.dense_types import DenseCloud, GroundPicture, SeenDepth
 from engine.events import Event
 from engine.types import (
     BoolArray,
@@ -277,6 +277,23 @@ class PairMatcher(Protocol):
 
         Raises:
             InferenceError: the batch cannot be matched.
+        """
+
+
+@runtime_checkable
+class SeesDepth(Protocol):
+    """A matcher that sees how deep whole images are, such as one that makes pointmaps."""
+
+    def seen_depth(self, frame_id: FrameId, neighbour_id: FrameId) -> SeenDepth | None:
+        """The depth of a keyframe as seen together with another one.
+
+        Blocking; called by the thread of the dense map, while others describe and match.
+
+        Returns:
+            None where one of them was not described here, such as by the run before a resume.
+
+        Raises:
+            InferenceError: it cannot be computed.
         """
 
 

@@ -27,6 +27,8 @@ Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
+METRES, MAP_UNITS = "metres", "map units"  # what lengths of a map are in
+
 NO_ROW = -1  # in place of a row: the match ends beside the keypoint table
 
 
@@ -93,6 +95,33 @@ class GpsFix:
     vertical_accuracy_m: float | None = None  # one standard deviation; None: not reported
     is_provisional: bool = False  # of readings beside the frames; later ones may improve it
     is_order_unsure: bool = False  # latitude and longitude may be each other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageMark:
+    """Where somebody marked a point in an image."""
+
+    image_name: str
+    xy: tuple[float, float]  # px from the upper left corner of the image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlPoint:
+    """A point on the ground that was surveyed, and its marks in images."""
+
+    name: str
+    fix: GpsFix | None  # None: not surveyed, it only ends scale bars
+    marks: tuple[ImageMark, ...]
+    is_check: bool = False  # it is compared with the map, which is not laid onto it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleBar:
+    """A measured distance between two points."""
+
+    first: str  # names of control points
+    second: str
+    length_m: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@ more see. Runs of the synthetic town are compared with its true depth, too.
 "Kept" is what at least two images beside the keyframe's own confirm: neighbours that it was
 matched with, or depth maps of others that agree. "Alone" is complete by the depth map of one
 keyframe, "all" by what any keyframe has kept of a surface. CPU is of one thread; images are
-decoded before.
+decoded before. "Surfaces" are the points of the run's own ``products/dense.ply`` against the town,
+and "reported" is what its dense map cost in all, by its ``summary.json``.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from adapters.exports.dense_ply import read_dense_ply_header, similarity_onto
 from adapters.launch import limit_library_threads
 from adapters.run_files import read_frame_rows, read_model
 from adapters.town.oracle import TrueView
 from adapters.town.source import SyntheticTown, parse_town_spec
+from adapters.town.world import TownLayout
 from engine.config import DenseConfig
 from engine.dense.consistency import OtherDepth, compare_depths, with_agreement
 from engine.dense.depth import DepthOptions, estimate_depth
@@ -49,6 +52,8 @@ from engine.geometry import (
     similarity_between_poses,
     transform_points,
 )
+from engine.output.dense_ply import DENSE_PLY_NAME
+from engine.output.depth_store import DepthStore
 from engine.types import BoolArray, Float64Array, FrameId, Int64Array, Intrinsics
 
 NUM_NEIGHBOURS = 12  # offered
@@ -57,6 +62,7 @@ MIN_TRACK_LENGTH = 3  # of a sparse point that depth is compared with
 MIN_ANGLE_RAD = np.deg2rad(3.0)  # of a surface that has to have a depth
 PROFILED_EVERY = 4  # keyframes are done again for the CPU by stage
 TRUTH_STEP_PX = 6  # of the pixels whose completeness is measured
+VERTEX = np.dtype([("xyz", "<f4", 3), ("normal", "<f4", 3), ("rgb", "u1", 3)])  # of dense.ply
 STAGES = {
     "neighbours": "rank_neighbours",
     "resize": "working_image",
@@ -219,6 +225,7 @@ class Town:
     """The truth of a run of the synthetic town."""
 
     views: dict[FrameId, TrueView]
+    layout: TownLayout
     scale: float  # metres in a unit of the map
     errors: Errors = field(default_factory=Errors)
     num_surface: int = 0
@@ -331,7 +338,51 @@ def true_town(run: Run) -> Town | None:
     )
     if onto is None:
         return None
-    return Town(views=views, scale=float(np.cbrt(np.linalg.det(onto[:, :3]))))
+    scale = float(np.cbrt(np.linalg.det(onto[:, :3])))
+    return Town(views=views, layout=town.layout, scale=scale)
+
+
+def compare_surfaces(run: Run, town: Town) -> dict[str, Any] | None:
+    """How far the dense points that a run wrote are from the true surfaces; None without any."""
+    path = run.folder / "products" / DENSE_PLY_NAME
+    if not path.exists():
+        return None
+    header = read_dense_ply_header(path)
+    vertices = np.fromfile(path, VERTEX, offset=header.num_bytes)
+    true_poses = {int(i): view.cam_from_world for i, view in town.views.items()}
+    onto = similarity_onto(header, true_poses)
+    store = DepthStore(lambda: run.folder)
+    stored = [points for i in store.frame_ids() if (points := store.points(i)) is not None]
+    if onto is None or not stored:
+        return None
+    voxel_m = float(np.median(np.concatenate([one.sampling for one in stored]))) * town.scale
+    off_m = town.layout.distances_m(transform_points(onto, vertices["xyz"].astype(np.float64)))
+    return {
+        "points": len(off_m),
+        "voxel_m": round(voxel_m, 3),
+        "median_m": round(float(np.median(off_m)), 3),
+        "within_1_voxel": round(100 * float(np.mean(off_m <= voxel_m)), 2),
+        "within_2_voxels": round(100 * float(np.mean(off_m <= 2 * voxel_m)), 2),
+    }
+
+
+def reported(folder: Path) -> dict[str, Any] | None:
+    """What the run itself says: loops, keyframes with depth, CPU a keyframe and its share."""
+    path = folder / "summary.json"
+    if not path.exists():
+        return None
+    summary = json.loads(path.read_text())
+    dense, by_stage = summary["dense"], summary["cpu_by_stage_s"]
+    num_made = dense["keyframes_with_depth"] + dense["made_again"]
+    spent = {stage: by_stage[stage] for stage in ("dense_depth", "dense_fusion")}
+    return {
+        "loops_closed": summary["loops_closed"],
+        "with_depth": dense["keyframes_with_depth"],
+        "without": dense["keyframes_without"],
+        "made_again": dense["made_again"],
+        "cpu_ms": {stage: round(1e3 * used / max(1, num_made), 1) for stage, used in spent.items()},
+        "cpu_share": round(100 * sum(spent.values()) / summary["cpu_s"], 1),
+    }
 
 
 # -- measuring ------------------------------------------------------------------------------------
@@ -385,6 +436,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "sparse_single": single.report(),
         "sparse_kept": kept.report(),
         "town": None if town is None else town.report(),
+        "surfaces": None if town is None else compare_surfaces(run, town),
+        "reported": reported(folder),
         "filled": share(maps),
         "kept": share(kept_maps),
         "cpu_ms": round(1e3 * (sum(cpu_s) + compare_s) / num, 1),

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -148,6 +149,7 @@ class Sample:
     rss_mb: float
     num_threads: int
     num_fds: int
+    cpu_s: float  # user and system, since the process began
 
 
 class Lines:
@@ -199,6 +201,7 @@ def sample_of(pid: int, *, at_s: float, progress: Progress) -> Sample | None:
     folder = Path("/proc") / str(pid)
     try:
         lines = (folder / "status").read_text().splitlines()
+        ticks = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
         num_fds = len(list((folder / "fd").iterdir()))
     except OSError:
         return None
@@ -213,6 +216,7 @@ def sample_of(pid: int, *, at_s: float, progress: Progress) -> Sample | None:
         rss_mb=int(status["VmRSS"][0]) / 1024,
         num_threads=int(status["Threads"][0]),
         num_fds=num_fds,
+        cpu_s=sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"),
     )
 
 
@@ -249,6 +253,7 @@ class Figures:
     most_waiting: int
     more_fds: int  # of the least: last third over first third
     more_threads: int
+    cpu_ms_per_keyframe: tuple[float, float]  # of the first and of the last tenth of the samples
 
 
 def line_through(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
@@ -281,7 +286,7 @@ def figures_of(samples: Sequence[Sample], *, first_keyframe: int) -> Figures:
         )
     )
     slope, at_zero = line_through(x, anon)
-    third = len(used) // 3
+    third, tenth = len(used) // 3, len(used) // 10 + 2
     return Figures(
         num_keyframes=int(x[-1]),
         first_keyframe=int(x[0]),
@@ -294,7 +299,15 @@ def figures_of(samples: Sequence[Sample], *, first_keyframe: int) -> Figures:
         most_waiting=int(waiting.max()),
         more_fds=int(fds[-third:].min() - fds[:third].min()),
         more_threads=int(threads[-third:].min() - threads[:third].min()),
+        cpu_ms_per_keyframe=(_cpu_ms(used[:tenth]), _cpu_ms(used[-tenth:])),
     )
+
+
+def _cpu_ms(samples: Sequence[Sample]) -> float:
+    """CPU milliseconds a keyframe between the first and the last sample."""
+    first, last = samples[0], samples[-1]
+    num = max(1, last.num_keyframes - first.num_keyframes)
+    return 1e3 * (last.cpu_s - first.cpu_s) / num
 
 
 def report(figures: Figures, *, max_mb: float) -> tuple[bool, list[str]]:
@@ -311,6 +324,10 @@ def report(figures: Figures, *, max_mb: float) -> tuple[bool, list[str]]:
     lines = [f"keyframes {figures.first_keyframe} to {figures.num_keyframes}"]
     lines += [f"{'yes' if is_so else 'NO '}  {what}" for what, is_so in checks.items()]
     lines.append(f"frames that waited: {figures.most_waiting} at most")
+    first_ms, last_ms = figures.cpu_ms_per_keyframe
+    lines.append(
+        f"CPU a keyframe: {first_ms:.0f} ms in the first tenth, {last_ms:.0f} ms in the last"
+    )
     return all(checks.values()), lines
 
 

@@ -19,8 +19,26 @@ def refuse_taken_address(host: str, port: int, *, label: str) -> None:
     try:
         free_address(host, port)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise SourceError(f"{label}: cannot listen there: {reason}") from error
+        raise cannot_listen(label, error) from error
+
+
+def refuse_taken_datagrams(host: str, port: int, *, label: str) -> None:
+    """The same for a source that receives datagrams.
+
+    Raises:
+        SourceError: the port is taken, or the address is not one of this computer's.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:  # no host has such a name
+        raise cannot_listen(label, error) from error
+
+
+def cannot_listen(label: str, error: Exception) -> SourceError:
+    """The error of a source that cannot listen where it is to."""
+    return SourceError(f"{label}: cannot listen there: {getattr(error, 'strerror', '') or error}")
 
 
 def free_address(host: str, port: int) -> tuple[str, int]:

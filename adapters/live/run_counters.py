@@ -22,6 +22,7 @@ from engine.events import (
     MapInitialized,
     RunFinished,
     SnapshotWritten,
+    SourceOpened,
     VerdictChanged,
 )
 from engine.frame_names import frame_in_words
@@ -43,6 +44,7 @@ class RunCounters:
     dropped_by_reason: Counter[DropReason] = field(default_factory=Counter)
     loops: int = 0
     snapshots: int = 0
+    has_live_source: bool = False  # frames of files wait, so that their latency says nothing
     latest_latency_s: float | None = None
     finished: RunFinished | None = None
     verdict: Verdict = field(default_factory=Verdict)  # on the map, as it was emitted last
@@ -64,7 +66,10 @@ class RunCounters:
         return f"{name} of {added.camera_key}" if len(self._camera_keys) > 1 else name
 
     def latency_percentiles_s(self) -> tuple[float, float] | None:
-        """Median and 95th percentile of the latest latencies; None before the first pose."""
+        """Median and 95th percentile of the latest latencies; None before the first pose.
+
+        Nor are there any where all sources are files.
+        """
         if not self._latencies_s:
             return None
         median_s, high_s = np.percentile(np.array(self._latencies_s), (50, 95))
@@ -79,8 +84,7 @@ class RunCounters:
                 self.dropped_by_reason[event.reason] += event.num_frames
             case FramePosed() if event.is_first:
                 self.frames_posed += 1
-                self.latest_latency_s = event.latency_s
-                self._latencies_s.append(event.latency_s)
+                self._add_latency(event.latency_s)
             case KeyframeAdded():
                 self.keyframes += 1
                 self._added[event.frame_id] = event
@@ -89,8 +93,15 @@ class RunCounters:
                 self.loops += 1
             case SnapshotWritten():
                 self.snapshots += 1
+            case SourceOpened():
+                self.has_live_source |= event.is_live
             case _:
                 self._update_map(event)
+
+    def _add_latency(self, latency_s: float) -> None:
+        if self.has_live_source:
+            self.latest_latency_s = latency_s
+            self._latencies_s.append(latency_s)
 
     def update_counts(self, counts: MapCounts) -> None:
         """Sets the counts of registered keyframes and points to those of the map.

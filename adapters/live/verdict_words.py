@@ -57,4 +57,5 @@ def _wrapped(sentence: str, *, width: int | None) -> list[str]:
         initial_indent=_BULLET,
         subsequent_indent=" " * len(_BULLET),
         break_on_hyphens=False,
+        break_long_words=False,  # paths are copied
     )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from adapters.live.capture_clock import CaptureClock
-from adapters.mqtt.telemetry import Telemetry
+from adapters.mqtt.telemetry import Telemetry, Unreadable, shape_of
 from adapters.mqtt.topics import Levels, printable
-from engine.types import GpsReading
+from engine.types import GpsReading, LeftOut, SourceNotice, SourceState
 
 _MAX_RECENT = 32  # positions kept for a camera whose first frame is yet to come
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -72,7 +69,12 @@ class Positions:
     """Positions that come beside the frames, put on the clocks of the cameras they belong to."""
 
     def __init__(
-        self, *, source: str, cameras: Cameras, max_topics: int, put: Callable[[GpsReading], None]
+        self,
+        *,
+        source: str,
+        cameras: Cameras,
+        max_topics: int,
+        put: Callable[[GpsReading | SourceNotice], None],
     ) -> None:
         """Starts without any.
 
@@ -80,14 +82,15 @@ class Positions:
             source: the source's label.
             cameras: those known so far.
             max_topics: positions on more topics are left out until their cameras show up.
-            put: takes readings.
+            put: takes readings, and notices of what is not read.
         """
         self._source = source
         self._cameras = cameras
         self._max_topics = max_topics
         self._put = put
         self._recent: dict[Levels | None, deque[_Sighting]] = {}
-        self.num_unusable = 0  # no position
+        self._num_unreadable: Counter[Unreadable] = Counter()
+        self._examples: dict[Unreadable, str] = {}
 
     def add(self, telemetry: Telemetry, *, levels: Levels | None, arrived_at_s: float) -> None:
         """Takes a position of the cameras of a topic; None: of all."""
@@ -104,11 +107,36 @@ class Positions:
             for sighting in self._recent.get(levels, ()):
                 self._emit_reading(sighting, camera)
 
-    def count_unusable(self, what: str) -> None:
-        """Counts what cannot be used, and reports the first."""
-        self.num_unusable += 1
-        if self.num_unusable == 1:
-            logger.warning("%s: %s is not used, nor are others like it", self._source, what)
+    def count_unreadable(self, why: Unreadable, payload: bytes) -> None:
+        """Counts a message without a position, and reports those of its kind.
+
+        The first one, the tenth, the hundredth and so on, with the names and types of the first:
+        what it says may be nobody's business.
+        """
+        self._num_unreadable[why] += 1
+        if why not in self._examples:
+            self._examples[why] = shape_of(payload)
+        if not _is_power_of_ten(number := self._num_unreadable[why]):
+            return
+        example = self._examples[why]
+        messages = "a message" if number == 1 else f"{number} messages"
+        self._put(
+            SourceNotice(
+                source=self._source,
+                state=SourceState.CONNECTED,
+                detail=f"{messages} of telemetry left out, which {why}: {example}",
+                left_out=tuple(
+                    LeftOut(
+                        kind="telemetry",
+                        reason=reason,
+                        num_files=count,
+                        example=self._examples[reason],
+                        is_missed=reason is not Unreadable.NO_FIX,
+                    )
+                    for reason, count in self._num_unreadable.items()
+                ),
+            )
+        )
 
     def _emit_reading(self, sighting: _Sighting, camera: Camera) -> None:
         fix = sighting.telemetry.position.fix
@@ -119,3 +147,7 @@ class Positions:
             source=self._source, camera_key=camera.key, captured_at_s=time_s, fix=fix
         )
         self._put(reading)
+
+
+def _is_power_of_ten(number: int) -> bool:
+    return str(number).rstrip("0") == "1"

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+import numpy as np
 
 from adapters.live.run_counters import RunCounters
+from adapters.mqtt.globe_place import GlobePlace
 from engine.events import (
     CameraDoubted,
     CommandTaken,
@@ -25,7 +30,8 @@ from engine.events import (
     VerdictChanged,
     Warned,
 )
-from engine.types import RunCommand, Verdict
+from engine.geometry import rotation_from_quat_xyzw
+from engine.types import FrameId, RunCommand, Verdict
 
 
 class Channel(StrEnum):
@@ -35,6 +41,8 @@ class Channel(StrEnum):
     POSE = "pose"
     KEYFRAME = "keyframe"
     SNAPSHOT = "snapshot"  # retained
+    POINTS = "points"  # binary, see map_points.py
+    POINTS_REQUEST = "points/request"  # read, not written
     COVERAGE = "coverage"  # retained; GeoJSON (RFC 7946)
     METRICS = "metrics"
     EVENT = "event"
@@ -72,21 +80,32 @@ class Message:
         return self.channel in _LASTING
 
 
-def message_of(event: Event) -> Message | None:
-    """The message of an event; None for events that are not published.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What messages say besides their events."""
+
+    names: Mapping[FrameId, str] = field(default_factory=dict)  # of frames
+    place: GlobePlace | None = None  # of the main map
+    snapshot_base_url: str = ""
+
+
+def messages_of(event: Event, context: Context) -> tuple[Message, ...]:
+    """The messages of an event; none for events that are not published.
 
     Positions are of the camera's centre, and rotations lead from the camera's axes (x right,
-    y down, z forward) to the world's. The world is the map's: its unit and axes are arbitrary until
-    a ``Georeferenced`` event.
+    y down, z forward) to the world's. The world is the map's, its unit and axes arbitrary; once the
+    map has a place, ``georeference`` says where the centre is.
     """
     match event:
         case FramePosed():
-            return Message.of(Channel.POSE, _pose(event))
+            pose = Message.of(Channel.POSE, _pose(event, context))
+            if not event.is_keyframe:
+                return (pose,)
+            return pose, Message.of(Channel.KEYFRAME, _keyframe_pose(event, context))
         case KeyframeAdded() | FrameRegistered():
-            return Message.of(Channel.KEYFRAME, event.as_record())
+            return (Message.of(Channel.KEYFRAME, event.as_record()),)
         case SnapshotWritten():
-            record = {**event.as_record(), "path": os.path.abspath(event.path)}
-            return Message.of(Channel.SNAPSHOT, record)
+            return (Message.of(Channel.SNAPSHOT, _snapshot(event, context.snapshot_base_url)),)
         case (
             SourceChanged()
             | FaultOccurred()
@@ -97,22 +116,56 @@ def message_of(event: Event) -> Message | None:
             | Warned()
             | CommandTaken()
         ):
-            return Message.of(Channel.EVENT, event.as_record())
-    return None
+            return (Message.of(Channel.EVENT, event.as_record()),)
+    return ()
 
 
-def _pose(event: FramePosed) -> dict[str, Any]:
+def _pose(event: FramePosed, context: Context) -> dict[str, Any]:
     return {
         "frame_id": event.frame_id,
+        "name": context.names.get(event.frame_id, ""),
         "camera": event.camera_key,
         "captured_at_s": event.captured_at_s,
         "position": event.cam_center_in_world,
         "quaternion_xyzw": event.world_from_cam_quat_xyzw,
+        "georeference": _georeference(event, context),
         "is_keyframe": event.is_keyframe,
         "is_first": event.is_first,
         "map": event.map_number,
         "latency_s": round(event.latency_s, 6),
     }
+
+
+def _keyframe_pose(event: FramePosed, context: Context) -> dict[str, Any]:
+    rotation = rotation_from_quat_xyzw(np.array(event.world_from_cam_quat_xyzw)).T
+    shift = -rotation @ np.array(event.cam_center_in_world)
+    return {
+        "event": "KeyframePosed",
+        "frame_id": event.frame_id,
+        "name": context.names.get(event.frame_id, ""),
+        "camera": event.camera_key,
+        "captured_at_s": event.captured_at_s,
+        "cam_from_world": np.column_stack([rotation, shift]).tolist(),
+        "cam_center_in_world": event.cam_center_in_world,
+        "georeference": _georeference(event, context),
+        "map": event.map_number,
+    }
+
+
+def _georeference(event: FramePosed, context: Context) -> dict[str, Any] | None:
+    """Where the camera is on the globe, as far as the map's place is known."""
+    if context.place is None or event.map_number != 0:
+        return None
+    return context.place.on_globe(event.cam_center_in_world)
+
+
+def _snapshot(event: SnapshotWritten, base_url: str) -> dict[str, Any]:
+    path = os.path.abspath(event.path)
+    record = {**event.as_record(), "path": path}
+    if base_url:
+        own = "/".join(quote(part, safe="") for part in Path(path).parts[-3:])
+        record["url"] = f"{base_url.rstrip('/')}/{own}"
+    return record
 
 
 def status_message(
@@ -129,6 +182,11 @@ def refused_command() -> Message:
     return Message.of(
         Channel.EVENT, {"event": "CommandRefused", "detail": f"no such command; there are {known}"}
     )
+
+
+def refused_points(detail: str) -> Message:
+    """The reply to a request for points that are not sent."""
+    return Message.of(Channel.EVENT, {"event": "PointsRefused", "detail": detail})
 
 
 def read_command(payload: bytes) -> RunCommand | None:

@@ -89,10 +89,10 @@ def unwrap(payload: bytes, properties: Properties) -> Unwrapped | str:
             if record is None:
                 return "no valid JSON object"
             metadata = _metadata({**properties, **record})
-            texts = [record[name] for name in _IMAGE_NAMES if isinstance(record.get(name), str)]
-            if not texts:
+            text = _image_text(record)
+            if text is None:
                 return f"JSON without a text under {', '.join(_IMAGE_NAMES)}"
-            image = _from_text(str(texts[0]).encode(errors="replace"))
+            image = _from_text(text)
     if image is None:
         return f"{kind} that holds no JPEG or PNG"
     return Unwrapped(image=image, metadata=metadata)
@@ -105,6 +105,20 @@ def _metadata(record: Mapping[str, object]) -> Metadata:
         position=read_position(record),
         focal_px=focal_px if focal_px is not None and focal_px > 0.0 else None,
     )
+
+
+def _image_text(record: Mapping[str, object]) -> bytes | None:
+    """The text of an object that is an image: by its name, else by how it begins."""
+    texts = {name: value for name, value in record.items() if isinstance(value, str)}
+    named = [texts[name] for name in _IMAGE_NAMES if name in texts]
+    starts = (value for value in texts.values() if _is_image_text(value))
+    found = next(starts, None) if not named else named[0]
+    return None if found is None else found.encode(errors="replace")
+
+
+def _is_image_text(text: str) -> bool:
+    start = text[:_LOOKED_AT_BYTES].encode(errors="replace")
+    return kind_of(start) in {PayloadKind.BASE64, PayloadKind.DATA_URI}
 
 
 def _from_text(text: bytes) -> bytes | None:

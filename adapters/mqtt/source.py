@@ -28,7 +28,7 @@ from adapters.mqtt.connection import (
     keep_connected,
 )
 from adapters.mqtt.payloads import Metadata, Properties, kind_of, unwrap
-from adapters.mqtt.telemetry import read_telemetry
+from adapters.mqtt.telemetry import MAX_TELEMETRY_BYTES, Unreadable, read_telemetry
 from adapters.mqtt.topics import Levels, TopicFilter, printable, telemetry_filter
 from engine.config import Config, SourcesConfig
 from engine.errors import SourceError
@@ -50,7 +50,6 @@ from engine.types import (
 if TYPE_CHECKING:
     import aiomqtt
 
-_MAX_TELEMETRY_BYTES = 65_536
 _MAX_TOPIC_CHARS = 80
 
 
@@ -167,11 +166,11 @@ class MqttSource:
     def _take_in_telemetry(self, message: aiomqtt.Message, levels: Levels) -> None:
         if message.retain:
             return  # where the camera was, not where it is
-        is_short = len(message.payload) <= _MAX_TELEMETRY_BYTES
-        telemetry = read_telemetry(message.payload) if is_short else None
+        is_short = len(message.payload) <= MAX_TELEMETRY_BYTES
+        telemetry = read_telemetry(message.payload) if is_short else Unreadable.TOO_LONG
         with self._lock:
-            if telemetry is None:
-                self._positions.count_unusable("a message of telemetry that holds no position")
+            if isinstance(telemetry, Unreadable):
+                self._positions.count_unreadable(telemetry, message.payload)
                 return
             self._positions.add(
                 telemetry,

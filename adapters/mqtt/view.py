@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from adapters.live.run_counters import RunCounters
 from adapters.mqtt.connection import (
@@ -19,14 +21,18 @@ from adapters.mqtt.connection import (
     is_refusal,
     keep_connected,
 )
+from adapters.mqtt.globe_place import GlobePlace
+from adapters.mqtt.map_points import MapPoints, PointsRequest, read_map_points, read_request
 from adapters.mqtt.messages import (
     Channel,
+    Context,
     Message,
     RunState,
-    message_of,
+    messages_of,
     metrics_message,
     read_command,
     refused_command,
+    refused_points,
     status_message,
 )
 from adapters.mqtt.outbox import Outbox, Throttle
@@ -37,12 +43,16 @@ from engine.events import (
     CommandTaken,
     Event,
     FramePosed,
+    FrameReceived,
+    Georeferenced,
+    MainMapChanged,
     RunFinished,
     RunStarted,
+    SnapshotWritten,
     VerdictChanged,
 )
 from engine.ports import RunControl
-from engine.types import Frame, FramePose, MapCounts, RunCommand, SourceState
+from engine.types import Frame, FrameId, FramePose, MapCounts, RunCommand, SourceState
 
 if TYPE_CHECKING:
     import aiomqtt
@@ -51,6 +61,8 @@ _METRICS_PERIOD_S = 1.0
 _CLOSE_TIMEOUT_S = 2.0
 _LAST_MESSAGES_S = 1.5  # of those, for the messages that still wait
 _MAX_WAITING_COMMANDS = 32
+_MAX_NAMES = 4_096  # of frames that may still get a pose
+_POINTS_PERIOD_S = 1.0  # between answers to requests for points
 _KEY = "mqtt.publish"
 
 logger = logging.getLogger(__name__)
@@ -73,6 +85,11 @@ class MqttView:
         self._run = str(run_path.absolute())
         self._control = control if config.mqtt.commands else None
         self._max_pose_hz = config.mqtt.max_pose_hz
+        self._max_points = config.mqtt.max_points
+        self._base_url = config.mqtt.snapshot_base_url
+        self._names: dict[FrameId, str] = {}  # of the newest frames
+        self._place: GlobePlace | None = None
+        self._newest_snapshot: Path | None = None
         self._outbox = Outbox()
         self._throttles: dict[str, Throttle] = {}  # by camera
         self._state = RunState.RUNNING
@@ -82,8 +99,9 @@ class MqttView:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_over = False  # nothing more can be published
         self._is_connected = False
-        self._changed = asyncio.Event()  # these two belong to the loop
+        self._changed = asyncio.Event()  # these three belong to the loop
         self._closing = asyncio.Event()
+        self._requests: asyncio.Queue[PointsRequest] = asyncio.Queue(maxsize=1)
         self._is_started = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="mqtt view", daemon=True)
 
@@ -97,11 +115,12 @@ class MqttView:
             control: receives commands, where ``mqtt.commands`` allows them.
 
         Raises:
-            ConfigError: the address is invalid or holds a password, or commands are allowed
-                without a user and a password.
+            ConfigError: the address is invalid or holds a password, commands are allowed without a
+                user and a password, or the URL of snapshots is none.
             AdapterUnavailableError: a package is missing.
         """
         address = _address_of(config)
+        _check_base_url(config.mqtt.snapshot_base_url)
         link = MqttLink(address, config=config)
         view = cls(link, config=config, run_path=run_path, control=control)
         view._put(status_message(RunState.RUNNING, run=view._run))
@@ -126,15 +145,31 @@ class MqttView:
         """Queues the messages of an event for publishing."""
         with self._lock:
             self._counters.update(event)
-        if isinstance(event, FramePosed) and not self._may_pass(event.camera_key):
-            return
-        if (message := message_of(event)) is not None:
-            self._put(message)
+        self._learn(event)
+        may_pass = not isinstance(event, FramePosed) or self._may_pass(event.camera_key)
+        context = Context(names=self._names, place=self._place, snapshot_base_url=self._base_url)
+        for message in messages_of(event, context):
+            if may_pass or message.channel is not Channel.POSE:
+                self._put(message)
         if (state := _state_after(event)) is not None:
             self._state, self._status = state, _figures(event)
             self._put_status()
         elif isinstance(event, VerdictChanged):
             self._put_status()
+
+    def _learn(self, event: Event) -> None:
+        """Keeps of an event what messages to come say."""
+        match event:
+            case FrameReceived():
+                self._names[event.frame_id] = event.name
+                if len(self._names) > _MAX_NAMES:
+                    del self._names[next(iter(self._names))]
+            case Georeferenced():
+                self._place = GlobePlace.of(event)
+            case MainMapChanged():
+                self._place = None  # until it is known of this map
+            case SnapshotWritten():
+                self._newest_snapshot = Path(os.path.abspath(event.path))
 
     def close(self) -> None:
         """Publishes the end of the run if the broker is there, and disconnects, within 2 s.
@@ -218,12 +253,15 @@ class MqttView:
         """Publishes and reads until the connection breaks or the view is closed."""
         self._is_connected = True
         if self._control is not None:
-            await self._subscribe(client)
+            await self._subscribe(client, Channel.COMMAND)
+        if self._max_points:
+            await self._subscribe(client, Channel.POINTS_REQUEST)
         self._log_state(SourceState.CONNECTED, "publishing the run there")
         self._outbox.repeat_lasting()
         tasks = [
             asyncio.create_task(self._write(client), name="publish"),
             asyncio.create_task(self._read(client), name="commands"),
+            asyncio.create_task(self._send_points(client), name="points"),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -235,11 +273,11 @@ class MqttView:
         for task in done:
             task.result()
 
-    async def _subscribe(self, client: aiomqtt.Client) -> None:
-        topic = self._topic(Channel.COMMAND)
+    async def _subscribe(self, client: aiomqtt.Client, channel: Channel) -> None:
+        topic = self._topic(channel)
         codes = await client.subscribe(topic, qos=1)
         if any(is_refusal(code) for code in codes):
-            logger.warning("%s: the broker does not let us read commands", topic)
+            logger.warning("%s: the broker does not let us read it", topic)
 
     async def _write(self, client: aiomqtt.Client) -> None:
         """Publishes queued messages, and figures once a second; ends when the view is closed."""
@@ -282,9 +320,42 @@ class MqttView:
         """Reads commands; also without any to read, as it notices a broken connection."""
         async for message in client.messages:
             if message.retain:
-                logger.warning("%s: a command from before is ignored", message.topic)
+                logger.warning("%s: what is from before is ignored", message.topic)
+            elif message.topic.value == self._topic(Channel.POINTS_REQUEST):
+                self._take_request(message.payload)
             else:
                 self._take_command(message.payload)
+
+    def _take_request(self, payload: bytes) -> None:
+        """Queues a request for points; one may wait while another is answered."""
+        request = read_request(payload)
+        if request is None:
+            self._put(refused_points("neither empty nor a JSON object with id and max_points"))
+            return
+        try:
+            self._requests.put_nowait(request)
+        except asyncio.QueueFull:
+            self._put(refused_points("another request is being answered; ask again later"))
+
+    async def _send_points(self, client: aiomqtt.Client) -> None:
+        """Answers requests for points, one after the other."""
+        while True:
+            request = await self._requests.get()
+            points = await self._points_for(request)
+            if isinstance(points, str):
+                self._put(refused_points(points))
+            else:
+                for chunk in points.chunks():
+                    await client.publish(self._topic(Channel.POINTS), chunk, qos=1)
+            await asyncio.sleep(_POINTS_PERIOD_S)
+
+    async def _points_for(self, request: PointsRequest) -> MapPoints | str:
+        """The points of the newest snapshot, or why there are none."""
+        if self._newest_snapshot is None:
+            return "there is no snapshot yet"
+        return await asyncio.to_thread(
+            read_map_points, self._newest_snapshot, request, max_points=self._max_points
+        )
 
     def _take_command(self, payload: bytes) -> None:
         command = read_command(payload)
@@ -319,6 +390,29 @@ def _address_of(config: Config) -> MqttAddress:
             "whoever may write there could stop the run"
         )
     return address
+
+
+def _check_base_url(text: str) -> None:
+    """Refuses what is no URL of a folder.
+
+    Raises:
+        ConfigError: it is none; the message does not hold it, as it may hold a password.
+    """
+    key = "mqtt.snapshot_base_url"
+    if not text:
+        return
+    try:
+        parts = urlsplit(text)
+        host = parts.hostname
+    except ValueError:
+        host = None
+    if not host or not parts.scheme or not text.isprintable() or " " in text:
+        raise ConfigError(f"{key}: expected a URL such as https://HOST/runs")
+    if parts.username is not None or parts.password is not None:
+        # The configuration is written beside every run.
+        raise ConfigError(f"{key}: no user and no password here, please")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"{key}: a URL of a folder has no ? and no #")
 
 
 def _state_after(event: Event) -> RunState | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,6 +102,21 @@ def open_replay(folder: Path, *, config: SourcesConfig) -> list[RepeatedSource]:
     ]
 
 
+def read_recorded(folder: Path, *, config: SourcesConfig) -> Iterator[tuple[str, Arrival]]:
+    """The frames of a recording, each with the label of its source, source by source.
+
+    Args:
+        folder: that ``--record-input`` named.
+        config: limits on images.
+
+    Raises:
+        SourceError: as `open_replay`.
+    """
+    for source in open_replay(folder, config=config):
+        for arrival in source.arrivals():
+            yield source.info.label, arrival
+
+
 class RepeatedSource:
     """A source of a recorded run, live or not, as one that can wait; see ``RepeatsRun``."""
 
@@ -141,6 +156,10 @@ class RepeatedSource:
     def decisions(self) -> Sequence[TimingDecision]:
         """What the recorded run did because of its timing."""
         return self._decisions
+
+    def arrivals(self) -> Iterator[Arrival]:
+        """The frames of this source, at once; a run takes them by turns, see `frames`."""
+        return (self._arrival(one.frame) for _, one in self._records if one.frame is not None)
 
     def readings(self) -> Sequence[tuple[int, GpsReading]]:
         """The positions of this source, each with its place in the whole input."""

@@ -16,6 +16,7 @@ import numpy as np
 from adapters.images.dense_keypoints import dense_features
 from adapters.town.source import SyntheticTown
 from engine.config import Config, DenseMatchingConfig, OracleConfig
+from engine.dense_types import SeenDepth
 from engine.geometry import invert_pose, transform_points
 from engine.types import (
     NO_ROW,
@@ -193,6 +194,22 @@ class OracleMatcher:
         """Takes the time of a pair."""
         if self._config.pair_s:
             time.sleep(self._config.pair_s)
+
+    def seen_depth(self, frame_id: FrameId, neighbour_id: FrameId) -> SeenDepth | None:
+        """The true depth of a keyframe in metres, with noise; None where it reports no depths."""
+        with self._lock:
+            is_described = {frame_id, neighbour_id} <= self._index_of.keys()
+        if not (self._config.reports_depths and is_described):
+            return None
+        depth = self.view(frame_id).depth_m
+        rng = np.random.default_rng((self._seed, frame_id, neighbour_id))
+        noise = rng.normal(scale=self._config.depth_noise_ratio, size=depth.shape)
+        noisy = np.where(np.isfinite(depth), depth, 0.0) * (1.0 + noise)
+        return SeenDepth(
+            depth=np.maximum(noisy, 0.0).astype(np.float32),
+            scale_xy=np.ones(2),
+            offset_xy=np.zeros(2),
+        )
 
     def view(self, frame_id: FrameId) -> TrueView:
         """The ground truth of a described frame."""

@@ -96,6 +96,16 @@ class TownLayout:
             ]
         )
 
+    def distances_m(self, points_in_world: Float64Array) -> Float64Array:
+        """How far points (N, 3) are from the nearest surface, of a box or of the ground, (N,)."""
+        nearest = np.abs(points_in_world[:, 2])
+        for low, high in self.bounds:
+            beyond = np.maximum(np.maximum(low - points_in_world, points_in_world - high), 0.0)
+            outside = np.linalg.norm(beyond, axis=1)
+            inside = np.minimum(points_in_world - low, high - points_in_world).min(axis=1)
+            nearest = np.minimum(nearest, np.where(outside > 0, outside, np.abs(inside)))
+        return np.asarray(nearest)
+
 
 def block_rect(column: int, row: int) -> Rect:
     """The block between the streets, sidewalk included."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable
+from logging import LogRecord
 from threading import Lock
 from typing import TYPE_CHECKING, TextIO
 
 from adapters.live.run_counters import RunCounters
 from adapters.views.log_lines import LogLevel, LogLine, log_line_of
-from engine.events import Event
+from engine.events import ALSO_AN_EVENT, Event
 from engine.types import Frame, FramePose, MapCounts, VerdictLevel
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class ConsoleView:
         self._counters = RunCounters()
         self._lock = Lock()  # the panel is drawn by a thread of its own
         self._live: Live | None = None
+        self._is_closed = False
         if self.console.is_terminal:
             self._live = Live(
                 get_renderable=self._panel, console=self.console, refresh_per_second=REFRESH_HZ
@@ -85,8 +88,13 @@ class ConsoleView:
         if self._live is None and self._clock() >= self._next_line_s:
             self._write_status()
 
+    def shows_as_event(self, record: LogRecord) -> bool:
+        """Whether a line that is logged says what an event says, which is written here."""
+        return not self._is_closed and ALSO_AN_EVENT.items() <= vars(record).items()
+
     def close(self) -> None:
         """Draws the last figures and leaves them on the screen."""
+        self._is_closed = True
         if self._live is not None:
             self._live.stop()
         else:
@@ -96,15 +104,32 @@ class ConsoleView:
         from rich.text import Text
 
         text, *_ = log_line.text.splitlines() or [""]  # the run's last lines have the rest
-        mark = _MARKS.get(log_line.level, "")
-        self._print(Text.assemble((f"{self._elapsed()}  ", "bright_black"), mark, text))
+        elapsed, (mark, style) = f"{self._elapsed()}  ", _MARKS.get(log_line.level, ("", ""))
+        text = f"{elapsed}{mark}{text}"
+        if self._live is not None:
+            text = self._wrapped(text, indent=len(elapsed))
+        line = Text(text)
+        line.stylize("bright_black", 0, len(elapsed))
+        line.stylize(style, len(elapsed), len(elapsed) + len(mark))
+        self._print(line)
+
+    def _wrapped(self, text: str, *, indent: int) -> str:
+        """Text in lines of the terminal; words that are longer, as addresses are, stay whole."""
+        lines = textwrap.wrap(
+            text,
+            width=self.console.width,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        return "\n".join(lines)
 
     def _write_status(self) -> None:
         self._next_line_s = self._clock() + PLAIN_INTERVAL_S
         self._print(f"{self._elapsed()}  {status_line(self._counters, self._total_frames)}")
 
     def _print(self, line: RenderableType) -> None:
-        self.console.print(line, markup=False, soft_wrap=self._live is None)
+        self.console.print(line, markup=False, soft_wrap=True)
 
     def _elapsed(self) -> str:
         return format_elapsed(self._clock() - self._started_s)
@@ -128,13 +153,14 @@ def status_line(counters: RunCounters, total_frames: int | None) -> str:
     received = f"{counters.frames_received}"
     frames = received if total_frames is None else f"{received}/{total_frames}"
     median, high = format_latency(counters)
+    latency = [f"latency {median} (p95 {high})"] if counters.has_live_source else []
     parts = [
         f"frames {frames}",
         f"keyframes {counters.keyframes}",
         f"registered {counters.registered}",
         f"points {counters.points3D}",
         f"error {format_error(counters)}",
-        f"latency {median} (p95 {high})",
+        *latency,
         f"dropped {format_drops(counters)}",
         f"loops {counters.loops}",
         f"snapshots {counters.snapshots}",
@@ -214,20 +240,21 @@ def _figures(counters: RunCounters) -> RenderableType:
     from rich.table import Table
 
     median, high = format_latency(counters)
+    is_live = counters.has_live_source
     grid = Table.grid(padding=(0, 1, 0, 0))
-    for value_width in (6, 10, 9, 3):
+    for value_width in (6, 10, 9, 3) if is_live else (6, 10, 3):
         grid.add_column(style="bright_black", no_wrap=True)
         grid.add_column(style="bold", no_wrap=True, min_width=value_width)
     grid.add_row(
         *("keyframes", f"{counters.keyframes:,}"),
         *("points", f"{counters.points3D:,}"),
-        *("latency", median),
+        *(("latency", median) if is_live else ()),
         *("snapshots", f"{counters.snapshots:,}"),
     )
     grid.add_row(
         *("registered", f"{counters.registered:,}"),
         *("error", format_error(counters)),
-        *("p95", high),
+        *(("p95", high) if is_live else ()),
         *("loops", f"{counters.loops:,}"),
     )
     return grid

@@ -303,13 +303,14 @@ def _refinement(event: Event, _: RunCounters) -> str | None:
             errors = f"{before_px:.2f} to {after_px:.2f} px"
             return f"global bundle adjustment of {event.num_keyframes} keyframes: {errors}"
         case MetricScaleEstimated():
-            applied = ", applied" if event.is_applied else ""
-            return f"the map's unit is {event.metres_per_map_unit:.4g} m by depths seen{applied}"
+            applied = "; it is in metres now" if event.is_applied else ""
+            return f"a unit of the map is {event.metres_per_map_unit:.4g} m by depths seen{applied}"
         case Georeferenced():
             left_out = f", {len(event.rejected_ids)} left out" if event.rejected_ids else ""
             return (
                 f"map laid onto {event.num_fixes} GPS positions{left_out}: "
-                f"{event.rmse_m:.2f} m rms, unit {event.metres_per_map_unit:.4g} m"
+                f"{event.rmse_m:.2f} m rms; snapshots are in metres (a map unit is"
+                f" {event.metres_per_map_unit:.4g} m)"
             )
         case WindowSolved() if event.verdict is WindowVerdict.MERGED:
             # Windows that change nothing are routine.

@@ -54,7 +54,7 @@ PLOTS = (
         ),
     ),
     Plot(
-        title="Latency (ms)",
+        title="Latency of live frames (ms)",
         metrics=(
             Metric(name="latency_ms", label="arrival to pose, ms", color=(240, 180, 72, 255)),
         ),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -86,8 +88,10 @@ class RerunView:
         config: ViewsConfig,
         server: LiveServer | None = None,
         path: Path | None = None,
+        stays: bool = False,
     ) -> None:
         """Uses a recording whose sink is set, a server or a file; ``open`` makes one."""
+        self._stays = stays
         self._recording = recording
         self._config = config
         self._server = server
@@ -115,7 +119,13 @@ class RerunView:
 
     @classmethod
     def open(
-        cls, run_name: str, *, mode: ViewMode, recording_path: Path | None, config: ViewsConfig
+        cls,
+        run_name: str,
+        *,
+        mode: ViewMode,
+        recording_path: Path | None,
+        config: ViewsConfig,
+        stays: bool = False,
     ) -> RerunView:
         """Starts a recording in a file, or in live modes a server and a viewer.
 
@@ -127,6 +137,7 @@ class RerunView:
             mode: any but ``none``.
             recording_path: the file to write, with ``record``; else None.
             config: the views' settings.
+            stays: viewers may connect until `end`, also after `close`.
 
         Raises:
             ConfigError: there is nothing to show to, a port is taken, there is no screen, or the
@@ -145,7 +156,7 @@ class RerunView:
             recording.disconnect()
             raise
         recording.send_recording_name(run_name)
-        return cls(recording, config=config, server=server, path=recording_path)
+        return cls(recording, config=config, server=server, path=recording_path, stays=stays)
 
     @property
     def url(self) -> str | None:
@@ -155,7 +166,15 @@ class RerunView:
     @property
     def viewer_command(self) -> str | None:
         """The command that shows the run in a window of its own; None unless it is live."""
-        return f"rerun {self._server.grpc_url}" if self._server else None
+        if self._server is None:
+            return None
+        program = Path(sys.executable).with_name("rerun")
+        return f"{os.path.relpath(program)} {self._server.grpc_url}"
+
+    @property
+    def has_viewers(self) -> bool:
+        """Whether a viewer is connected, as far as the system says."""
+        return self._server is not None and self._server.has_viewers
 
     def show_frame(self, frame: Frame, pose: FramePose | None) -> None:
         """Shows the current image and, when known, the camera that took it."""
@@ -268,7 +287,7 @@ class RerunView:
                 self._recording.log("logs", rr.TextLog(text, level=log_line.level.value))
 
     def close(self) -> None:
-        """Finishes the file; a window that was opened stays, a page that was served ends."""
+        """Finishes the file; a page that was served ends, unless it stays."""
         try:
             if self._undrawn is not None:
                 self._scene.draw_map(self._undrawn)
@@ -282,6 +301,11 @@ class RerunView:
             self._recording.flush(timeout_sec=FLUSH_TIMEOUT_S)
         except RuntimeError as error:
             logger.warning("the end of the recording may be missing: %s", error)
+        if not self._stays:
+            self.end()
+
+    def end(self) -> None:
+        """Ends the recording and its server; viewers keep what they have fetched."""
         self._recording.disconnect()
         if self._server is not None:
             time.sleep(LINGER_S)

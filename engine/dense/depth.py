@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -20,6 +22,7 @@ from engine.dense.rectification import (
     rectify,
     working_image,
 )
+from engine.dense.seen_depth import MAX_RELATIVE_ERROR, inverse_depth_as_seen
 from engine.dense_types import (
     DenseImage,
     DenseView,
@@ -27,10 +30,13 @@ from engine.dense_types import (
     DepthMap,
     DepthProblem,
     DepthStatus,
+    SeenDepth,
 )
 from engine.errors import InferenceError
 from engine.geometry import compose_poses, invert_pose
 from engine.types import BoolArray, Float32Array, Float64Array, FrameId, Uint8Array
+
+logger = logging.getLogger(__name__)
 
 _MAX_DISPARITY_RATIO = 0.4  # of the edge: the widest range of disparities that is searched
 _MAX_SEARCHED = 120.0  # disparities at each pixel by all neighbours together: what matching costs
@@ -41,6 +47,8 @@ _AGREE_SIGMAS = 3.0  # depths differ by so many standard deviations at most
 _AGREE_RATIO = 0.004  # or by so much of the depth
 _EDGE_WINDOW = 5  # px, about a pixel
 _EDGE_STEP, _EDGE_SIGMAS = 0.01, 3.0  # of the depth, and of its standard deviations more
+SeeDepth = Callable[[FrameId, FrameId], SeenDepth | None]  # see `ports.SeesDepth`
+
 _BIG_STEP = 1.0  # columns between two pixels: no surface between them
 
 
@@ -66,6 +74,12 @@ class _Measured:
 
     inverse_depth: Float32Array  # (H, W); 0: unknown
     relative_error: Float32Array  # (H, W)
+    max_error: float = _MAX_RELATIVE_ERROR  # less exact is unknown
+
+    @property
+    def is_known(self) -> BoolArray:
+        """(H, W) where it is exact enough."""
+        return self.relative_error < self.max_error
 
 
 class _Readable:
@@ -85,9 +99,12 @@ class _Readable:
 
 
 def estimate_depth(
-    problem: DepthProblem, images: Mapping[FrameId, DenseImage], options: DepthOptions
+    problem: DepthProblem,
+    images: Mapping[FrameId, DenseImage],
+    options: DepthOptions,
+    see_depth: SeeDepth | None = None,
 ) -> DepthEstimate:
-    """The depth map of a keyframe.
+    """The depth map of a keyframe: as a matcher sees it, else matched along lines.
 
     Args:
         problem: the keyframe and its neighbours.
@@ -95,19 +112,24 @@ def estimate_depth(
             when they are asked for. Images may be smaller than their calibrations say, by one
             factor each way.
         options: size and number of neighbours.
+        see_depth: by a matcher that sees it; None: there is none. Where it has nothing of use, the
+            images are matched.
 
     Raises:
         InferenceError: the keyframe's own image cannot be read.
     """
     begun_s = time.thread_time()
-    status, reason, depth_map = _estimated(problem, images, options)
+    status, reason, depth_map = _estimated(problem, images, options, see_depth)
     return DepthEstimate(
         status=status, reason=reason, depth_map=depth_map, cpu_s=time.thread_time() - begun_s
     )
 
 
 def _estimated(
-    problem: DepthProblem, images: Mapping[FrameId, DenseImage], options: DepthOptions
+    problem: DepthProblem,
+    images: Mapping[FrameId, DenseImage],
+    options: DepthOptions,
+    see_depth: SeeDepth | None,
 ) -> tuple[DepthStatus, str, DepthMap | None]:
     view = problem.view
     points = points_before(view)
@@ -124,6 +146,11 @@ def _estimated(
         return DepthStatus.NO_IMAGE, f"{whose} image is not at hand", None
     pinhole = Pinhole.of(view.intrinsics, edge_px=options.edge_px)
     own = _working(view, images[view.frame_id], pinhole)
+    if see_depth is not None:
+        see = functools.partial(see_depth, view.frame_id)
+        seen = _seen(ranked[: options.num_neighbours], own, pinhole, points, see)
+        if seen:
+            return _outcome(view, seen, own, pinhole, how="as the matcher sees it with")
     readable = _Readable(images)
     pairs = _pairs(view, points, available, pinhole, options=options, readable=readable)
     if not pairs:
@@ -135,16 +162,57 @@ def _estimated(
             None,
         )
     grey = _grey(own)
-    measured = [
-        _measure(pair.rectification, grey, _other(pair, images, pinhole), pinhole, points)
+    measured = {
+        pair.neighbour: _measure(
+            pair.rectification, grey, _other(pair, images, pinhole), pinhole, points
+        )
         for pair in pairs
-    ]
-    depth_map = _depth_map(view, pairs, measured, own, pinhole)
+    }
+    return _outcome(view, measured, own, pinhole, how="by")
+
+
+def _outcome(
+    view: DenseView,
+    measured: Mapping[DenseView, _Measured],
+    own: WorkingImage,
+    pinhole: Pinhole,
+    *,
+    how: str,
+) -> tuple[DepthStatus, str, DepthMap | None]:
+    """What the depth by each neighbour gives."""
+    depth_map = _depth_map(view, measured, own, pinhole)
     share = float((depth_map.num_agreeing > 0).mean())
-    summary = f"{share:.1%} of the pixels have a depth, by {len(pairs)} neighbours"
+    summary = f"{share:.1%} of the pixels have a depth, {how} {len(measured)} neighbours"
     if share < _MIN_SHARE:
         return DepthStatus.NOTHING_AGREES, summary, None
     return DepthStatus.MADE, summary, depth_map
+
+
+def _seen(
+    neighbours: Sequence[DenseView],
+    own: WorkingImage,
+    pinhole: Pinhole,
+    points: Float64Array,
+    see: Callable[[FrameId], SeenDepth | None],
+) -> dict[DenseView, _Measured]:
+    """Depth as a matcher sees it with each neighbour, where it is of use."""
+    measured = {}
+    for neighbour in neighbours:
+        try:
+            seen = see(neighbour.frame_id)
+        except InferenceError as error:
+            logger.warning("depth of a keyframe is matched, not seen: %s", error)
+            break
+        found = None if seen is None else inverse_depth_as_seen(seen, own, pinhole, points)
+        if found is None:
+            continue
+        inverse_depth, sigma = found
+        measured[neighbour] = _Measured(
+            inverse_depth=inverse_depth,
+            relative_error=np.where(inverse_depth > 0, np.float32(sigma), np.float32(np.inf)),
+            max_error=MAX_RELATIVE_ERROR,
+        )
+    return measured
 
 
 def _pairs(
@@ -187,12 +255,11 @@ def _pairs(
 
 def _depth_map(
     view: DenseView,
-    pairs: Sequence[_Pair],
-    measured: Sequence[_Measured],
+    measured: Mapping[DenseView, _Measured],
     own: WorkingImage,
     pinhole: Pinhole,
 ) -> DepthMap:
-    inverse_depth, error, agreeing = _combined(measured)
+    inverse_depth, error, agreeing = _combined(list(measured.values()))
     num_agreeing = np.bitwise_count(agreeing)
     known = (num_agreeing > 0) & _is_off_edges(inverse_depth, error)
     depth = np.zeros(inverse_depth.shape, np.float32)
@@ -204,8 +271,8 @@ def _depth_map(
         relative_error=np.where(known, error, np.float32(0.0)),
         num_agreeing=np.where(known, num_agreeing, np.uint8(0)),
         colors=pinhole.colors_of(own),
-        neighbour_ids=np.array([pair.neighbour.frame_id for pair in pairs], np.int64),
-        neighbour_from_keyframe=np.stack([_relative(view, pair.neighbour) for pair in pairs]),
+        neighbour_ids=np.array([one.frame_id for one in measured], np.int64),
+        neighbour_from_keyframe=np.stack([_relative(view, one) for one in measured]),
         agreeing_bits=agreeing,
     )
 
@@ -301,11 +368,11 @@ def _combined(
     Depths that agree are averaged; where the first two contradict each other, none is known.
     """
     first = measured[0]
-    agreeing = (first.relative_error < _MAX_RELATIVE_ERROR).astype(np.uint8)
+    agreeing = first.is_known.astype(np.uint8)
     mean, weight = first.inverse_depth, 1.0 / first.relative_error**2
     is_contradicted = np.zeros(mean.shape, np.bool_)
     for number, other in enumerate(measured[1:], start=1):
-        other_known = other.relative_error < _MAX_RELATIVE_ERROR
+        other_known = other.is_known
         other_weight = 1.0 / other.relative_error**2
         both = other_known & (agreeing > 0)
         with np.errstate(divide="ignore", invalid="ignore"):

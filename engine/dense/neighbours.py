@@ -56,13 +56,15 @@ def _candidate(view: DenseView, neighbour: DenseView) -> Candidate | None:
     points = view.points3D_in_world[rows]
     center, other = camera_center(view.cam_from_world), camera_center(neighbour.cam_from_world)
     rays, other_rays = points - center, points - other
-    lengths, other_lengths = np.linalg.norm(rays, axis=1), np.linalg.norm(other_rays, axis=1)
+    lengths, other_lengths = (
+        np.sqrt(np.einsum("ij,ij->i", one, one)) for one in (rays, other_rays)
+    )
     baseline = np.linalg.norm(other - center)
     if not (baseline > 0 and lengths.min() > 0 and other_lengths.min() > 0):
         return None
     cosines = np.einsum("ij,ij->i", rays, other_rays) / (lengths * other_lengths)
-    angle = float(np.median(np.arccos(np.clip(cosines, -1.0, 1.0))))
-    ratio = float(np.median(other_lengths / lengths))
+    angle = math.acos(max(-1.0, min(1.0, _middle(cosines))))
+    ratio = _middle(other_lengths / lengths)
     if not (_ANGLES_RAD[0] <= angle <= _ANGLES_RAD[1]):
         return None
     if max(ratio, 1.0 / ratio) > _MAX_DISTANCE_RATIO:
@@ -72,6 +74,16 @@ def _candidate(view: DenseView, neighbour: DenseView) -> Candidate | None:
         score=len(rows) * min(angle, _BEST_ANGLE_RAD) * min(1.0, _LARGE_ANGLE_RAD / angle),
         direction=(other - center) / baseline,
     )
+
+
+def _lengths(vectors: Float64Array) -> Float64Array:
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", vectors, vectors)))
+
+
+def _middle(values: Float64Array) -> float:
+    """The median of values (P,), the upper one of an even number."""
+    half = len(values) // 2
+    return float(np.partition(values, half)[half])
 
 
 def points_before(view: DenseView) -> Float64Array:

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
 import pycolmap
 
 from engine.dense.robust_fit import robust_fit
+from engine.estimators.lenses import camera_of
 from engine.geometry import skew
 from engine.types import BoolArray, Float32Array, Float64Array, Intrinsics, Uint8Array
 
+_NUM_LENSES = 32  # kept
 _BORDER_PX = 3  # of an image that are of no use: blocks reach beyond it
 _NODE_PX = 8  # lens and rotation are worked out at every so many pixels, and interpolated
 _MAX_TANGENT = 1.0  # of half the field of view of a depth map
@@ -28,7 +31,8 @@ _ABOUT_SAME_SIZE = 0.97  # an image is not resampled for less
 _MIN_POINTS_OF_PLANE = 12
 _MAX_SHEAR = 0.4  # columns of disparity a column
 _MIN_EDGE_PX = 16  # of a rectified image
-_RANGE_MARGIN, _RANGE_MARGIN_PX = 0.2, 3.0  # added to either side of the range of disparities
+_PERCENTILES = np.array([0.01, 0.99])  # of the sparse points' disparities
+_RANGE_MARGIN, _RANGE_MARGIN_PX = 0.1, 2.0  # added to either side of the range of disparities
 _LARGEST_ANGLE_MARGIN_RAD = 0.01
 
 
@@ -45,17 +49,17 @@ class Pinhole:
     @classmethod
     def of(cls, intrinsics: Intrinsics, *, edge_px: int) -> Pinhole:
         """The pinhole with a view's field of view up to 90 degrees, and at most its resolution."""
-        camera = camera_of(intrinsics)
+        lens = lens_of(intrinsics)
         size = np.array([intrinsics.width, intrinsics.height], np.float64)
         middles = np.array([[0.0, 0.5], [1.0, 0.5], [0.5, 0.0], [0.5, 1.0]]) * size
-        rays = np.asarray(camera.cam_ray_from_img(middles)).reshape(-1, 3)
+        rays = np.asarray(lens.camera.cam_ray_from_img(middles)).reshape(-1, 3)
         reach = np.array([-rays[0, 0], rays[1, 0], -rays[2, 1], rays[3, 1]])
         with np.errstate(divide="ignore", invalid="ignore"):
             tangents = np.where(rays[:, 2] > 0, reach / rays[:, 2], _MAX_TANGENT)
         tangents = np.clip(np.nan_to_num(tangents, nan=_MAX_TANGENT), 0.05, _MAX_TANGENT)
         left, right, up, down = tangents
         longest = max(left + right, up + down)
-        focal_px = min(central_focal_px(camera), edge_px / longest)
+        focal_px = min(lens.focal_px, edge_px / longest)
         return cls(
             focal_px=focal_px,
             center_x_px=focal_px * left,
@@ -82,12 +86,17 @@ class Pinhole:
         x, y = self.plane_xy(columns, lines)
         return np.stack(np.broadcast_arrays(x, y, np.ones((1, 1))), axis=-1)
 
-    def colors_of(self, image: WorkingImage) -> Uint8Array:
-        """The image (H, W, 3) that the pinhole sees of an image in colour."""
+    def pixels_in(self, image: WorkingImage) -> tuple[Float32Array, Float32Array]:
+        """Columns and lines (H, W) in ``image``, for ``cv2.remap``, of what the pinhole sees."""
         nodes = image.sampled(self.rays_of(_nodes(self.width), _nodes(self.height)))
         columns, lines = (
             _between_nodes(node, width=self.width, height=self.height) for node in nodes
         )
+        return columns, lines
+
+    def colors_of(self, image: WorkingImage) -> Uint8Array:
+        """The image (H, W, 3) that the pinhole sees of an image in colour."""
+        columns, lines = self.pixels_in(image)
         return np.asarray(cv2.remap(image.pixels, columns, lines, cv2.INTER_LINEAR), np.uint8)
 
     def pixels_of(self, points_in_cam: Float64Array) -> Float64Array:
@@ -114,11 +123,11 @@ class WorkingImage:
 
 def pixels_of_rays(intrinsics: Intrinsics, rays: Float64Array) -> Float64Array:
     """Where a lens shows rays (..., 3), (..., 2) px; not a number where it cannot."""
-    camera = camera_of(intrinsics)
+    lens = lens_of(intrinsics)
     flat = rays.reshape(-1, 3)
-    points_xy = np.array(camera.img_from_cam(flat), np.float64).reshape(-1, 2)
-    nearest_cosine = math.cos(_largest_angle(camera))
-    points_xy[flat[:, 2] < nearest_cosine * np.linalg.norm(flat, axis=1)] = np.nan
+    points_xy = np.array(lens.camera.img_from_cam(flat), np.float64).reshape(-1, 2)
+    lengths = np.sqrt(np.einsum("ij,ij->i", flat, flat))
+    points_xy[flat[:, 2] < lens.least_cosine * lengths] = np.nan
     return points_xy.reshape(*rays.shape[:-1], 2)
 
 
@@ -133,17 +142,27 @@ def _between_nodes(values: Float32Array, *, width: int, height: int) -> Float32A
     return np.asarray(finer[_NODE_PX : _NODE_PX + height, _NODE_PX : _NODE_PX + width])
 
 
-def camera_of(intrinsics: Intrinsics) -> pycolmap.Camera:
-    """COLMAP's camera of a calibration."""
-    return pycolmap.Camera(
-        model=intrinsics.model,
-        width=intrinsics.width,
-        height=intrinsics.height,
-        params=list(intrinsics.params),
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lens:
+    """COLMAP's camera of a calibration, and how far it sees."""
+
+    camera: pycolmap.Camera  # not to be changed
+    focal_px: float  # pixels a radian at the centre of the image
+    least_cosine: float  # of the angles from the optical axis at which the image has pixels
+
+
+@lru_cache(maxsize=_NUM_LENSES)
+def lens_of(intrinsics: Intrinsics) -> Lens:
+    """The lens of a calibration; the same one is asked for many times a depth map."""
+    camera = camera_of(intrinsics)
+    return Lens(
+        camera=camera,
+        focal_px=_central_focal_px(camera),
+        least_cosine=math.cos(_largest_angle(camera)),
     )
 
 
-def central_focal_px(camera: pycolmap.Camera) -> float:
+def _central_focal_px(camera: pycolmap.Camera) -> float:
     """Pixels a radian at the centre of the image."""
     center = np.array([camera.width, camera.height]) / 2.0
     rays = np.asarray(camera.cam_ray_from_img(center + np.array([[-0.5, 0.0], [0.5, 0.0]])))
@@ -182,7 +201,7 @@ def working_image(
         focal_px: of the depth map; the image is never made larger.
     """
     height, width = pixels.shape[:2]
-    ratio = focal_px / (central_focal_px(camera_of(intrinsics)) * width / intrinsics.width)
+    ratio = focal_px / (lens_of(intrinsics).focal_px * width / intrinsics.width)
     if ratio < _ABOUT_SAME_SIZE:
         width, height = max(2, round(width * ratio)), max(2, round(height * ratio))
         pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
@@ -431,7 +450,9 @@ def _disparity_range(
 
 
 def _spread(disparity: Float64Array) -> tuple[float, float]:
-    low, high = np.percentile(disparity, [1.0, 99.0])
+    """The first and the last percentile."""
+    ordered = np.sort(disparity)
+    low, high = np.interp(_PERCENTILES * (len(ordered) - 1), np.arange(len(ordered)), ordered)
     return float(low), float(high)
 
 

@@ -20,7 +20,7 @@ from engine.geo.similarity_fit import (
     mean_height,
 )
 from engine.geo.usable_fixes import is_usable_fix
-from engine.geometry import camera_center
+from engine.geometry import camera_center, transform_points
 from engine.types import BoolArray, Float64Array, GpsFix, freeze_field
 
 _MIN_FIXES = 4  # three points fit any similarity
@@ -31,7 +31,7 @@ _MAX_TILT_DEG = 10.0  # of cameras that count as level
 _MIN_ACCURACY_M = 0.02  # smaller accuracies that receivers report do not hold for cameras
 _CLEARLY_BETTER = 1.5  # by which one order of latitude and longitude must fit better
 _TELLING_M = 0.1  # a smaller distance tells nothing of it
-_MAX_UPWARDS = 0.3  # of the mean of cameras' y and z axes: level ones and those facing down have -1
+MAX_UPWARDS = 0.3  # of the mean of cameras' y and z axes: level ones and those facing down have -1
 
 
 class RefusalReason(StrEnum):
@@ -63,6 +63,7 @@ class Georeference:
     residuals_m: Float64Array  # (N,) distances of camera centres to fixes; inf: no usable fix
     weights: Float64Array  # (N,) 0..1, how much each fix counts
     is_inlier: BoolArray  # (N,) those that agree with the map
+    offsets_enu_m: Float64Array  # (N, 3) from fixes to camera centres; nan: not known
     rmse_m: float  # of the inliers, root mean square
     rotation_std_deg: float  # about the axis that is known least
     scale_std_ratio: float
@@ -74,6 +75,7 @@ class Georeference:
         freeze_field(self, "residuals_m", (None,), np.float64, finite=False)
         freeze_field(self, "weights", (len(self.residuals_m),), np.float64)
         freeze_field(self, "is_inlier", (len(self.residuals_m),), np.bool_)
+        freeze_field(self, "offsets_enu_m", (len(self.residuals_m), 3), np.float64, finite=False)
 
     @property
     def metres_per_map_unit(self) -> float:
@@ -110,8 +112,8 @@ def estimate_georeference(
         seed: of random samples; the same arguments give the same result.
 
     Returns:
-        The georeference, or why there is none. All values are finite but residuals of unusable
-        fixes.
+        The georeference, or why there is none. All values are finite but residuals and offsets of
+        unusable fixes, and offsets up to fixes without altitude.
     """
     is_usable = np.array([is_usable_fix(fix) for fix in fixes], np.bool_)
     usable = [fix for fix, is_good in zip(fixes, is_usable, strict=True) if is_good]
@@ -140,12 +142,17 @@ def estimate_georeference(
     residuals_m[is_usable] = solution.fit.residuals_m
     weights[is_usable] = solution.fit.weights
     is_inlier = residuals_m <= config.max_error_m
+    offsets_enu_m = np.full((len(fixes), 3), math.nan)
+    placed_m = transform_points(solution.fit.onto_from_map, problem.centers)
+    offsets_enu_m[is_usable] = placed_m - problem.positions_m
+    offsets_enu_m[[fix.altitude_m is None or not has_heights for fix in fixes], 2] = math.nan
     return Georeference(
         origin=origin,
         enu_from_map=solution.fit.onto_from_map,
         residuals_m=residuals_m,
         weights=weights,
         is_inlier=is_inlier,
+        offsets_enu_m=offsets_enu_m,
         rmse_m=float(np.sqrt(np.mean(residuals_m[is_inlier] ** 2))),
         rotation_std_deg=math.degrees(solution.fit.rotation_std_rad),
         scale_std_ratio=solution.fit.scale_std_ratio,
@@ -361,7 +368,7 @@ class _Problem:
 
     def _if_certain(self, solution: _Solution) -> _Solution | GeoreferenceRefused:
         downwards = self.rotations[:, 1] + self.rotations[:, 2]
-        if mean_height(solution.fit, downwards) > _MAX_UPWARDS:
+        if mean_height(solution.fit, downwards) > MAX_UPWARDS:
             return GeoreferenceRefused(
                 reason=RefusalReason.UPSIDE_DOWN,
                 detail="the cameras would stand on their heads or look at the sky: latitude and"

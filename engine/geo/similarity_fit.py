@@ -99,6 +99,31 @@ def fit_similarity(
     return fits[int(scores.argmax())]
 
 
+def least_squares_similarity(
+    points: Float64Array, positions_m: Float64Array, *, stds_m: Float64Array
+) -> SimilarityFit | None:
+    """The similarity that fits all positions, each by its standard deviations; none is left out.
+
+    Gauss-Newton steps from the closed form of Umeyama (1991).
+
+    Args:
+        points: (N, 3) in the map.
+        positions_m: (N, 3).
+        stds_m: (N, 3) along each axis; ``UNKNOWN_STD_M``: not measured.
+
+    Returns:
+        None when fewer than three positions were measured along all axes, or they or their points
+        have no extent.
+    """
+    whole = _known(stds_m).all(axis=1)
+    if whole.sum() < 3:
+        return None
+    start = _similarities(points[None, whole], positions_m[None, whole])
+    if not len(start):
+        return None
+    return _refine(start[0], points, positions_m, stds_m, max_error_m=math.inf)
+
+
 def level_cameras(
     fit: SimilarityFit,
     points: Float64Array,
@@ -188,11 +213,15 @@ def _known(stds_m: Float64Array) -> BoolArray:
 
 
 def _hypotheses(points: Float64Array, positions_m: Float64Array, *, seed: int) -> Float64Array:
-    """Similarities (K, 3, 4) of three points each (Umeyama, 1991), those with a triangle."""
+    """Similarities (K, 3, 4) of three points each, those with a triangle."""
     samples = _samples(len(points), seed=seed)
     if not len(samples):
         return np.zeros((0, 3, 4))
-    sampled, sampled_m = points[samples], positions_m[samples]
+    return _similarities(points[samples], positions_m[samples])
+
+
+def _similarities(sampled: Float64Array, sampled_m: Float64Array) -> Float64Array:
+    """Similarities (K, 3, 4) between sets of points (N, S, 3) of some extent (Umeyama, 1991)."""
     center, center_m = sampled.mean(axis=1, keepdims=True), sampled_m.mean(axis=1, keepdims=True)
     spread = np.linalg.norm(sampled - center, axis=(1, 2))
     spread_m = np.linalg.norm(sampled_m - center_m, axis=(1, 2))

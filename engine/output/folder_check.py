@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine.errors import ConfigError, JournalError
-from engine.events import RunFolderMoved, Warned
+from engine.events import ALSO_AN_EVENT, RunFolderMoved, Warned
 from engine.output.disk import rescue_folders
 from engine.output.journal import Journal, mask_name
 from engine.output.run_folder import MASKS_FOLDER, RunFolder
@@ -162,7 +162,7 @@ class FolderCheck:
         self._warn(f"{former} {reason}: the run goes on in {path}{lost}")
 
     def _warn(self, message: str) -> None:
-        logger.error("%s", message)
+        logger.error("%s", message, extra=ALSO_AN_EVENT)
         self._emit(Warned(message=message))
 
 

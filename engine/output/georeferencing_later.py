@@ -15,6 +15,7 @@ import pycolmap
 
 from engine.config import Config
 from engine.errors import ConfigError, SnapshotError
+from engine.events import Event
 from engine.geo.clock_offset import estimate_clock_offset
 from engine.geo.georeference import (
     Georeference,
@@ -44,7 +45,7 @@ from engine.output.laid_onto import LAID_ONTO, record_of
 from engine.output.run_folder import trajectory_name
 from engine.output.run_lock import RunLock
 from engine.output.snapshots import next_sequence, read_models, write_snapshot
-from engine.types import Float64Array, FrameId, GpsFix, GpsReading
+from engine.types import METRES, Float64Array, FrameId, GpsFix, GpsReading
 
 _FRAME_HEAD = "# enu_from_map "  # of a trajectory: its frame, twelve numbers by rows
 
@@ -71,8 +72,9 @@ class LaidOut:
             else ""
         )
         return (
-            f"map laid onto {found.num_inliers} positions: {found.rmse_m:.2f} m rms, unit"
-            f" {found.metres_per_map_unit:.4g} m{offset}; written as {self.snapshot}{products}"
+            f"map laid onto {found.num_inliers} positions: {found.rmse_m:.2f} m rms, a map unit"
+            f" was {found.metres_per_map_unit:.4g} m{offset}; written in metres as"
+            f" {self.snapshot}{products}"
         )
 
 
@@ -118,7 +120,7 @@ def georeference_run(
     """
     lock = RunLock.acquire(run)
     try:
-        _refuse_unfinished(run, lock)
+        refuse_unfinished(run, lock)
         models = read_models(run / "latest")
         keyframes = _keyframes_of(models[0].reconstruction, times_s)
         if fix_of is not None:
@@ -134,7 +136,7 @@ def georeference_run(
                 clock_offset_s = _offset_of(keyframes, track)
             fixes = _fixes_at(keyframes.times_s + clock_offset_s, track, config=config)
         placement = _placed(keyframes, fixes, config=config)
-        path = _write(run, models, placement, config=config, arguments=arguments)
+        path = write_laid(run, models, _laid(placement), config=config, arguments=arguments)
     finally:
         lock.let_go()
     return LaidOut(
@@ -145,7 +147,12 @@ def georeference_run(
     )
 
 
-def _refuse_unfinished(run: Path, lock: RunLock) -> None:
+def refuse_unfinished(run: Path, lock: RunLock) -> None:
+    """Refuses to lay out a run that is not at its end.
+
+    Raises:
+        ConfigError: it was interrupted, or has no map.
+    """
     if lock.interrupted is not None:
         raise ConfigError(
             f"{run}: the run was interrupted and is unfinished; first end it: livesfm resume {run}"
@@ -230,10 +237,38 @@ def _placed(keyframes: _Keyframes, fixes: Sequence[GpsFix | None], *, config: Co
     )
 
 
-def _write(
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Laid:
+    """Where the first map of a run is to lie, and what files say of it."""
+
+    onto_from_former: Float64Array  # (3, 4) similarity from where its newest snapshot has it
+    origin: GpsFix | None  # of east, north, up; None: it has a unit and no place
+    georeference: Mapping[str, object] | None  # of snapshot.json
+    summary: Mapping[str, object]  # what changes in summary.json
+    event: Event | None = None  # appended to events.jsonl
+
+
+def _laid(placement: Placement) -> Laid:
+    found = placement.georeference
+    return Laid(
+        onto_from_former=found.enu_from_map,
+        origin=found.origin,
+        georeference=placement.as_record(),
+        summary={
+            "georeferenced": True,
+            "georeference": placement.as_record(with_residuals=True),
+            "not_georeferenced": "",
+            "gps_rmse_m": found.rmse_m,
+            "unit": METRES,
+            "metres_per_map_unit": 1.0,
+        },
+    )
+
+
+def write_laid(
     run: Path,
     models: Sequence[StoredModel],
-    placement: Placement,
+    laid: Laid,
     *,
     config: Config,
     arguments: Sequence[str],
@@ -241,14 +276,18 @@ def _write(
     """Writes the moved maps as the next snapshot, and with it the files that say where they lie.
 
     `latest` changes last: whatever fails before, another call does it all again.
+
+    Raises:
+        SnapshotError: a file is damaged or cannot be written.
     """
     former_entries = json.loads((run / "latest" / "snapshot.json").read_bytes())
-    places = _places(models, placement, former_entries)
+    places = _places(models, laid, former_entries)
     try:
         beside = {
             run / LAID_ONTO: record_of(arguments),
             **_trajectories(run, places),
-            **_summary(run / "summary.json", placement),
+            **_summary(run / "summary.json", laid.summary),
+            **_events(run / "events.jsonl", laid.event),
         }
     except (OSError, ValueError) as error:
         raise SnapshotError(f"{run}: a trajectory or summary.json is damaged: {error}") from error
@@ -260,7 +299,7 @@ def _write(
         copies.append(
             MapCopy(
                 reconstruction=model.reconstruction,
-                is_in_metres=wanted is not None,
+                is_in_metres=wanted is not None and laid.origin is not None,
                 record={
                     **model.record,
                     "enu_from_map": None if wanted is None else wanted.tolist(),
@@ -276,7 +315,7 @@ def _write(
         run,
         copies,
         sequence=next_sequence(run),
-        entries={**entries, "georeference": placement.as_record()},
+        entries={**entries, "georeference": laid.georeference},
         config=config.snapshots.model_copy(update={"min_track_length": 2}),
         before_latest=lambda: _replace_together(beside),
     )
@@ -302,7 +341,7 @@ class _Place:
 
 
 def _places(
-    models: Sequence[StoredModel], placement: Placement, former_entries: Mapping[str, Any]
+    models: Sequence[StoredModel], laid: Laid, former_entries: Mapping[str, Any]
 ) -> list[_Place]:
     """The places of all maps.
 
@@ -315,18 +354,20 @@ def _places(
         former = None if record is None else np.array(record, np.float64)
         moved = former
         if number == 0:
-            moved = compose_poses(placement.georeference.enu_from_map, _or_identity(former))
+            moved = compose_poses(laid.onto_from_former, _or_identity(former))
         elif former is not None:
-            change = _change_of_origin(former_entries, onto=placement.georeference.origin)
+            change = _change_of_origin(former_entries, onto=laid.origin)
             moved = None if change is None else compose_poses(change, former)
         places.append(_Place(former=former, enu_from_map=moved))
     return places
 
 
-def _change_of_origin(former_entries: Mapping[str, Any], *, onto: GpsFix) -> Float64Array | None:
+def _change_of_origin(
+    former_entries: Mapping[str, Any], *, onto: GpsFix | None
+) -> Float64Array | None:
     """From metres east, north, up of a snapshot's origin to those of another; None: not known."""
     origin = (former_entries.get("georeference") or {}).get("origin")
-    if origin is None:
+    if origin is None or onto is None:
         return None
     far_m = 1000.0
     corners_m = np.vstack([np.zeros(3), far_m * np.eye(3)])
@@ -413,15 +454,19 @@ def _moved(line: str, enu_from_map: Float64Array) -> str:
     return " ".join([time, *(f"{number:.12g}" for number in numbers.tolist())])
 
 
-def _summary(path: Path, placement: Placement) -> dict[Path, bytes]:
-    """The ``summary.json`` with the georeference, where there is one."""
+def _summary(path: Path, changes: Mapping[str, object]) -> dict[Path, bytes]:
+    """The ``summary.json`` with changes, where there is one."""
     if not path.is_file():
         return {}
-    record = {
-        **json.loads(path.read_text(encoding="utf-8")),
-        "georeferenced": True,
-        "georeference": placement.as_record(with_residuals=True),
-        "not_georeferenced": "",
-        "gps_rmse_m": placement.georeference.rmse_m,
-    }
+    record = {**json.loads(path.read_text(encoding="utf-8")), **changes}
     return {path: f"{json.dumps(record, indent=2)}\n".encode()}
+
+
+def _events(path: Path, event: Event | None) -> dict[Path, bytes]:
+    """The ``events.jsonl`` with one more event, at the time of the last one."""
+    if event is None or not path.is_file():
+        return {}
+    lines = path.read_bytes().splitlines()
+    at_s = json.loads(lines[-1]).get("at_s", 0.0) if lines else 0.0
+    record = {**event.as_record(), "at_s": at_s}
+    return {path: b"\n".join([*lines, json.dumps(record).encode(), b""])}

@@ -16,7 +16,7 @@ import pycolmap
 from engine.config import RuntimeConfig, SnapshotsConfig
 from engine.cpu_time import Stage, charged_to
 from engine.errors import JournalError, SnapshotError
-from engine.events import DiskSpaceLow, Event, SnapshotWritten, Warned
+from engine.events import ALSO_AN_EVENT, DiskSpaceLow, Event, SnapshotWritten, Warned
 from engine.mapping.steps import KeyframeRecord, MapCopy, MappingStep
 from engine.matching.overlays import OverlayMask
 from engine.output.disk import Trouble, free_bytes, reserve_bytes, trouble_of
@@ -483,7 +483,7 @@ class Recorder:
                 pass
 
     def _warn(self, message: str) -> None:
-        logger.error("%s", message)
+        logger.error("%s", message, extra=ALSO_AN_EVENT)
         self._emit(Warned(message=message))
 
 

@@ -58,6 +58,9 @@ MASKS_FOLDER = "masks"  # made when there is a mask
 PROFILE_FOLDER = "profile"  # made when the run was profiled
 DENSE_FOLDER = "dense"  # made with the first depth map
 PRODUCTS_FOLDER = "products"  # made with the first of them
+REPORT_NAME = "report.html"  # written when the run has ended
+TRAINING_FOLDER = "training"  # made where a trainer is to read the run
+TRAIN_LINK = "train"  # to the newest version in it
 KEYFRAME_STATUS = "keyframe"
 TRACKED_STATUS = "tracked"
 
@@ -73,12 +76,14 @@ _FILES = {
     "groundtruth.txt",
     LAID_ONTO,
     "latest",
+    REPORT_NAME,
     "summary.json",
+    TRAIN_LINK,
 }
 _NUMBERED_FILES = re.compile(r"trajectory(_live)?(_[0-9]+)?\.txt|recording(_[0-9]+)?\.rrd")
 _FORMER_HEADER = FRAMES_HEADER[:6]  # of runs that had no columns for poses
 _FOLDERS = {"images", "snapshots"}
-_OPTIONAL_FOLDERS = {MASKS_FOLDER, PROFILE_FOLDER, DENSE_FOLDER, PRODUCTS_FOLDER}
+_OPTIONAL_FOLDERS = {MASKS_FOLDER, PROFILE_FOLDER, DENSE_FOLDER, PRODUCTS_FOLDER, TRAINING_FOLDER}
 
 
 def trajectory_name(map_idx: int) -> str:
@@ -287,7 +292,8 @@ class RunFolder:
             self._frames.reopen()
             write_atomically(self.path / "config.yaml", self._former.config)
             self._config = self._former.config
-            (self.path / "summary.json").unlink(missing_ok=True)
+            for name in ("summary.json", REPORT_NAME):
+                (self.path / name).unlink(missing_ok=True)
         self._former = None
 
     # -- where the folder is --------------------------------------------------------------------
@@ -593,6 +599,18 @@ def delete_former_run(path: Path) -> None:
             shutil.rmtree(entry)
         elif entry.name != LOCK_NAME and _is_of_a_run(entry.name):
             entry.unlink()
+
+
+def discard_run(path: Path) -> None:
+    """Deletes the folder of a run that has ended; what else lies in it stays, and so does it.
+
+    Raises:
+        OSError: something cannot be deleted.
+    """
+    delete_former_run(path)
+    (path / LOCK_NAME).unlink(missing_ok=True)
+    with suppress(OSError):  # of something else
+        path.rmdir()
 
 
 def delete_unfinished(path: Path, *, lock: RunLock) -> None:

@@ -30,13 +30,14 @@ from engine.events import (
     RunPart,
     SnapshotWritten,
     SourceChanged,
+    SourceOpened,
     WeakPairsMatched,
     WindowSolved,
     WindowVerdict,
 )
 from engine.mapping.steps import MapFigures
 from engine.output.load import LoadStatistics
-from engine.types import DropReason, LeftOut, PairReason
+from engine.types import MAP_UNITS, METRES, DropReason, LeftOut, PairReason
 
 
 class RunStatistics:
@@ -52,6 +53,7 @@ class RunStatistics:
         self._num_never_frames = 0  # dropped before they had been received
         self._keyframe_latency_s = array("d")
         self._frame_latency_s = array("d")
+        self._has_live_source = False
         self._first_map_s: float | None = None
         self._overlays: dict[str, dict[str, Any]] = {}  # by camera, as found last
         self._faults: Counter[tuple[RunPart, FaultKind]] = Counter()
@@ -68,9 +70,9 @@ class RunStatistics:
             case FrameDropped():
                 self._dropped[event.reason] += event.num_frames
                 self._num_never_frames += event.num_frames if event.frame_id is None else 0
-            case SourceChanged() if event.left_out:
-                self._left_out[event.source] = event.left_out
-            case FramePosed():
+            case SourceOpened() | SourceChanged():
+                self._count_source(event)
+            case FramePosed() if self._has_live_source:  # else frames wait, as files do
                 if event.is_first:
                     self._frame_latency_s.append(event.latency_s)
                 if event.is_keyframe:
@@ -95,6 +97,12 @@ class RunStatistics:
                 self._faults[event.part, event.kind] += 1
             case EarlyMapMade() | MapInitialized() if self._first_map_s is None:
                 self._first_map_s = event.at_s
+
+    def _count_source(self, event: SourceOpened | SourceChanged) -> None:
+        if isinstance(event, SourceOpened):
+            self._has_live_source |= event.is_live
+        elif event.left_out:
+            self._left_out[event.source] = event.left_out
 
     def add_without_events(self, *, num_received: int, num_keyframes: int) -> None:
         """Counts what is in the journal of a run and not in its events, which are written later.
@@ -151,6 +159,7 @@ def summary_figures(
     *,
     wall_s: float,
     stopped_by: str,
+    is_metric: bool,
 ) -> dict[str, Any]:
     """All figures of a run.
 
@@ -160,8 +169,9 @@ def summary_figures(
         load: of this part of the run.
         wall_s: how long the run took.
         stopped_by: what ended it.
+        is_metric: the unit of maps is made a metre where it is known.
     """
-    placement, cpu_s = figures.placement, _cpu_s()
+    placement, scale, cpu_s = figures.placement, figures.metres_per_map_unit, _cpu_s()
     return {
         "verdict": figures.verdict.as_record(),
         **statistics.figures(),
@@ -178,7 +188,8 @@ def summary_figures(
         "georeference": None if placement is None else placement.as_record(with_residuals=True),
         "not_georeferenced": figures.not_georeferenced,
         "gps_rmse_m": figures.gps_rmse_m,
-        "metres_per_map_unit": figures.metres_per_map_unit,
+        "unit": METRES if placement is not None or (is_metric and scale is not None) else MAP_UNITS,
+        "metres_per_map_unit": 1.0 if placement is not None else scale,
         "cameras": [camera.as_record() for camera in figures.cameras],
         "turning": [stretch.as_record() for stretch in figures.turning],
         "lost": [stretch.as_record() for stretch in figures.lost],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
@@ -152,6 +152,7 @@ class Snapshots:
         writer: runs writes in order.
         clock: seconds since the start of the run.
         taken: gets the world of each snapshot, once its copies are made.
+        written: is awaited once each is written, or has failed.
     """
 
     def __init__(
@@ -163,8 +164,10 @@ class Snapshots:
         writer: Writer,
         clock: Callable[[], float],
         taken: Callable[[DenseWorld], None] = lambda world: None,
+        written: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._config = config
+        self._written = written
         self._taken = taken
         self._mapper = mapper
         self._recorder = recorder
@@ -252,7 +255,7 @@ class Snapshots:
                 )
             )
             write = functools.partial(self._write_copies, snapshot.copies, entries=figures)
-            self._writing = BackgroundJob(await self._writer.schedule(write))
+            self._writing = BackgroundJob(await self._writer.schedule(write, then=self._written))
             del snapshot, write
             await self._writer.schedule(return_free_memory)  # of the copies
         finally:

@@ -33,7 +33,7 @@ import numpy as np
 from engine.config import DenseConfig
 from engine.cpu_time import Stage, cpu_by_stage
 from engine.dense.dense_map import DenseMap, PlacedKeyframe
-from engine.dense.depth import DepthOptions, estimate_depth
+from engine.dense.depth import DepthOptions, SeeDepth, estimate_depth
 from engine.dense_types import (
     DenseCloud,
     DensePoints,
@@ -83,6 +83,7 @@ _MIN_COMMON = 2  # keyframes by which a snapshot's world is laid onto that of vi
 _PRODUCT_TIMES = 10  # the time of a call that a step of writing products may take
 _NOT_WRITTEN = "not_written"
 _FAILED = "failed"
+_LOST = "lost"  # it was made, and cannot be read any more
 _TRIED_AT_END = frozenset({DepthStatus.NO_IMAGE, DepthStatus.NO_NEIGHBOUR})
 
 
@@ -157,8 +158,12 @@ class _Made:
 class _Held:
     """What the dense map holds."""
 
-    num_keyframes: int = 0
+    frame_ids: frozenset[FrameId] = frozenset()  # keyframes whose depth can be read
     num_points: int = 0
+
+    @property
+    def num_keyframes(self) -> int:
+        return len(self.frame_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +197,7 @@ class DenseMaking:
         writer: runs writes in order.
         views: show it.
         emit: takes the events.
+        see_depth: by the run's matcher; None: it does not see any.
         budget: by default the configured share of the process.
         max_call_s: a call that takes longer without a sign of going on hangs; 0: none does.
         wait: waits for calls that may hang.
@@ -210,6 +216,7 @@ class DenseMaking:
         writer: Writer,
         views: ViewDispatcher,
         emit: EventSink,
+        see_depth: SeeDepth | None = None,
         budget: CpuBudget | None = None,
         max_call_s: float = MAX_CALL_S,
         wait: Wait = wait_for_call,
@@ -224,6 +231,7 @@ class DenseMaking:
         self._writer = writer
         self._views = views
         self._emit = emit
+        self._see_depth = see_depth
         self._budget = budget or CpuBudget(config.max_cpu_share)
         self._wait = wait
         self._clock = clock
@@ -252,6 +260,7 @@ class DenseMaking:
         self._num_waiting = 0  # settled keyframes, as last known
         self._left_out: LeftOut | None = None  # why they wait; None: their turn comes
         self._num_made_again = 0
+        self._num_outdated = 0  # as last placed
         self._shown: KeyframePoses | None = None  # where keyframes are in the map that views show
         self._world: DenseWorld | None = None  # of the newest snapshot
         self._has_new_world = False  # no product was begun in it
@@ -330,15 +339,19 @@ class DenseMaking:
 
     def figures(self) -> dict[str, Any]:
         """The figures of ``summary.json``."""
-        reasons = Counter(self._done.values())
-        num_made = reasons.pop(DepthStatus.MADE.value, 0)
+        held = self._held.frame_ids
+        reasons = Counter(why for frame_id, why in self._done.items() if frame_id not in held)
+        num_lost = reasons.pop(DepthStatus.MADE.value, 0)
+        if num_lost:
+            reasons[_LOST] = num_lost
         if self._num_waiting:
             reasons[(self._left_out or LeftOut.END_OF_RUN).value] += self._num_waiting
         return {
             "enabled": self._config.enabled,
-            "keyframes_with_depth": num_made,
+            "keyframes_with_depth": len(held),
             "keyframes_without": dict(sorted(reasons.items())),
             "made_again": self._num_made_again,
+            "outdated": self._num_outdated,
             "points": self._held.num_points,
             "written": asdict(self._product),
         }
@@ -371,8 +384,8 @@ class DenseMaking:
             self._left_out = LeftOut.END_OF_RUN
         await self._place_all()
 
-    def _reason_to_leave_out(self) -> LeftOut | None:
-        """Why no keyframe gets its turn now."""
+    def _reason_to_leave_out(self, *, num_before: int = 0) -> LeftOut | None:
+        """Why no keyframe gets its turn now, with room for so many others that go before it."""
         if self._stopped.is_set():
             return LeftOut.DROPPED
         if self._recorder.is_space_low:
@@ -380,7 +393,7 @@ class DenseMaking:
         if self._guard.is_off or self._left_behind.is_set():
             return LeftOut.HUNG
         products_s = self._product_cost_s * (1 + self._held.num_keyframes)  # at the end
-        has_room = self._budget.has_room_for(self._cost_s + products_s)
+        has_room = self._budget.has_room_for((1 + num_before) * self._cost_s + products_s)
         return None if has_room else LeftOut.BUDGET
 
     def _is_product_due(self) -> bool:
@@ -419,10 +432,12 @@ class DenseMaking:
 
     async def _make_next(self, *, is_final: bool = False) -> bool:
         """Makes the depth of one keyframe; returns whether another may follow at once."""
-        self._left_out = self._reason_to_leave_out()
-        # What is wrong by the final map is not left in the products, whatever the budget.
-        is_repair = is_final and self._left_out is LeftOut.BUDGET and bool(self._again)
-        wants_problem = self._left_out is None or is_repair
+        # What the map shows to be wrong goes before what is new.
+        self._left_out = self._reason_to_leave_out(num_before=len(self._again))
+        is_repair = bool(self._again) and self._left_out is LeftOut.BUDGET
+        wants_problem = self._left_out is None or (
+            is_repair and self._reason_to_leave_out() is None
+        )
         wants_poses = self._num_until_placing <= 0 or self._views.wants_dense()
         if self._stopped.is_set() or not (wants_problem or wants_poses):
             return False
@@ -495,7 +510,7 @@ class DenseMaking:
         views = {one.frame_id: one for one in (problem.view, *problem.neighbours)}
         try:
             images = self._images.of(handout.image_names, views)
-            return estimate_depth(problem, images, self._options)
+            return estimate_depth(problem, images, self._options, self._see_depth)
         except InferenceError as error:
             return DepthEstimate(
                 status=DepthStatus.NO_IMAGE, reason=str(error), depth_map=None, cpu_s=0.0
@@ -515,7 +530,8 @@ class DenseMaking:
         if made.placed is None:
             return
         self._shown = made.poses
-        outdated = (one.frame_id for one in made.placed if one.is_outdated)
+        outdated = [one.frame_id for one in made.placed if one.is_outdated]
+        self._num_outdated = len(outdated)
         self._again = tuple(i for i in outdated if self._num_times[i] <= _MAX_AGAIN)
         self._num_until_placing = max(
             _MIN_PLACE_AFTER, int(_PLACE_AFTER_RATIO * self._held.num_keyframes)
@@ -527,7 +543,8 @@ class DenseMaking:
         frame_id = problem.view.frame_id
         is_again = self._had_turn(frame_id)
         status = estimate.status.value if made.lost is None else _NOT_WRITTEN
-        self._done[frame_id] = status
+        keeps_former = status != DepthStatus.MADE and frame_id in self._held.frame_ids
+        self._done[frame_id] = DepthStatus.MADE.value if keeps_former else status
         self._num_made_again += is_again
         self._is_product_old |= status == DepthStatus.MADE
         self._emit(
@@ -545,8 +562,10 @@ class DenseMaking:
         """Counts a keyframe whose depth failed; returns whether it has had its turn."""
         if problem is None or isinstance(failure.error, _StoppedError):
             return False
-        self._had_turn(problem.view.frame_id)
-        self._done[problem.view.frame_id] = _FAILED
+        frame_id = problem.view.frame_id
+        self._had_turn(frame_id)
+        if frame_id not in self._held.frame_ids:
+            self._done[frame_id] = _FAILED
         return True
 
     def _had_turn(self, frame_id: FrameId) -> bool:
@@ -689,7 +708,7 @@ class DenseMaking:
             finally:
                 if not self._left_behind.is_set():
                     self._held = _Held(
-                        num_keyframes=len(self._map.frame_ids), num_points=self._map.num_points
+                        frame_ids=frozenset(self._map.frame_ids), num_points=self._map.num_points
                     )
 
         return await run_in(self._thread, seen)

@@ -28,6 +28,7 @@ from engine.config import Config
 from engine.cpu_time import Stage
 from engine.errors import SnapshotError
 from engine.events import (
+    ALSO_AN_EVENT,
     CommandTaken,
     FrameDropped,
     RunFinished,
@@ -62,6 +63,7 @@ from engine.ports import (
     PlaceIndex,
     ResumableSource,
     SecondMatcher,
+    SeesDepth,
     Source,
     View,
     WindowSolver,
@@ -87,6 +89,7 @@ from engine.run.positions import Positions
 from engine.run.publishing import Publisher
 from engine.run.queues import ArrivalQueue, EventQueue, MappingQueue, Writer
 from engine.run.stages import MappingStage, TrackingStage
+from engine.run.training import TrainingFolderMaking
 from engine.run.views import ViewDispatcher
 from engine.types import DropReason, Float64Array, Frame, RunCommand, Verdict
 from engine.windows.model import WindowSolverConfig
@@ -230,6 +233,7 @@ class Engine:
                 if restored is not None:
                     await self._mapping.go_on(restored)
                 self._dense.start()
+                self._training.start()
                 is_sound = await self._run_stages() and await self._attempt(
                     self._finish_map(), what="finishing the map"
                 )
@@ -237,6 +241,7 @@ class Engine:
                 save_map = self._save_map(must_be_checked=not is_sound)
                 await self._attempt(save_map, what="saving the map")
                 await self._attempt(self._finish_dense(), what="finishing the dense map")
+                await self._attempt(self._training.finish(), what="finishing the training folder")
                 await self._attempt(self._show_map(), what="showing the map")
                 await self._log.close()
             return await self._close()
@@ -303,7 +308,7 @@ class Engine:
         return ()
 
     def _warn(self, words: str) -> None:
-        logger.warning("%s", words)
+        logger.warning("%s", words, extra=ALSO_AN_EVENT)
         self._events.warn(words)
 
     async def _run_stages(self) -> bool:
@@ -408,6 +413,7 @@ class Engine:
     async def _close_all(self) -> tuple[str, ...]:
         """Closes the folder and the views; returns what is not saved."""
         await self._dense.close()
+        await self._training.close()
         await run_in(self._io_thread, self._recorder.finish)
         await self._write_events()
         await asyncio.to_thread(self._views.close)
@@ -422,6 +428,7 @@ class Engine:
     async def _abandon_all(self) -> None:
         """Closes the folder, whose run stays what it was before, and the views."""
         await self._dense.close()
+        await self._training.close()
         await asyncio.to_thread(self._views.close)
         self._stored_descriptors.close()
         await run_in(self._io_thread, self._recorder.abandon)
@@ -466,6 +473,7 @@ class Engine:
             self._load,
             wall_s=self._events.clock(),
             stopped_by=self._stopped_by,
+            is_metric=self._config.matching.metric_scale == "apply",
         )
         if self._lay_again and figures.placement is None:
             why = (figures.not_georeferenced, _not_laid(self._lay_again))
@@ -474,6 +482,7 @@ class Engine:
             failed_writes=self._recorder.num_failed_writes,
             view_events_lost=self._views.num_events_lost,
             dense=self._dense.figures(),
+            train=self._training.figures(),
             peak_gpu_mb=max(
                 one.peak_gpu_mb for one in (self._matcher, self._second) if one is not None
             ),
@@ -544,6 +553,7 @@ class Engine:
         self._arrivals.break_off()
         self._mapping.drop_what_waits()
         self._dense.drop_what_waits()
+        self._training.drop_what_waits()
 
     def _num_waiting(self) -> int:
         """Frames that have arrived and are not yet tracked or in the map."""
@@ -606,6 +616,7 @@ class Engine:
                 ("adjusting", Stage.GLOBAL_ADJUSTMENT),
                 ("second", Stage.MATCH),
                 ("dense", Stage.DENSE_DEPTH),
+                ("training", Stage.TRAINING_FOLDER),
                 ("io", Stage.TABLES),
             )
         )
@@ -617,6 +628,7 @@ class Engine:
             self._job_thread,
             self._second_thread,
             self._dense_thread,
+            self._training_thread,
             self._io_thread,
         ) = self._threads
         self._watches = {
@@ -688,6 +700,7 @@ class Engine:
             matching=self._guards[RunPart.MATCHING],
             faults=self._faults,
         )
+        self._see_depth = matcher.seen_depth if isinstance(matcher, SeesDepth) else None
         self._second = (
             None
             if second is None
@@ -858,6 +871,17 @@ class Engine:
             writer=self._writer,
             views=self._views,
             emit=self._events,
+            see_depth=self._see_depth,
+            max_call_s=min(self._config.faults.max_call_s, MAX_CALL_S),
+            wait=self._wait_for_call,
+        )
+        self._training = TrainingFolderMaking(
+            is_wanted=self._config.snapshots.train,
+            jpeg_quality=self._config.runtime.keyframe_jpeg_quality,
+            thread=self._training_thread,
+            faults=self._faults,
+            recorder=self._recorder,
+            writer=self._writer,
             max_call_s=min(self._config.faults.max_call_s, MAX_CALL_S),
             wait=self._wait_for_call,
         )
@@ -868,6 +892,7 @@ class Engine:
             writer=self._writer,
             clock=self._events.clock,
             taken=self._dense.take_world,
+            written=self._training.snapshot_written,
         )
 
     def _make_mapping(self, matching: PairMatching) -> None:

@@ -19,7 +19,7 @@ from typing import ParamSpec, TypeVar
 from engine.config import FaultsConfig
 from engine.cpu_time import Stage, charge_thread_to
 from engine.errors import EngineError, HangError, PartOffError
-from engine.events import FaultKind, FaultOccurred, RunPart
+from engine.events import ALSO_AN_EVENT, FaultKind, FaultOccurred, RunPart
 from engine.ports import EventSink
 from engine.types import FrameId
 
@@ -36,6 +36,7 @@ _STAGE_OF_PART = {
     RunPart.WINDOW: Stage.WINDOWS,
     RunPart.LENS_SEARCH: Stage.LENS_SEARCH,
     RunPart.DENSE: Stage.DENSE_DEPTH,
+    RunPart.TRAINING: Stage.TRAINING_FOLDER,
 }
 
 Params = ParamSpec("Params")
@@ -113,7 +114,10 @@ class Faults:
         trace = None if isinstance(error, EngineError) else error
         is_shown = num_faults & (num_faults - 1) == 0  # the first, and when it has doubled
         level = logging.ERROR if is_shown else logging.DEBUG
-        logger.log(level, "%s failed: %s; %s", part.value, detail, consequence, exc_info=trace)
+        words = f"{part.value} failed: {detail}; {consequence}"
+        # A traceback is in no event.
+        extra = ALSO_AN_EVENT if trace is None else None
+        logger.log(level, "%s", words, exc_info=trace, extra=extra)
         self._emit(
             FaultOccurred(
                 part=part,
@@ -124,8 +128,12 @@ class Faults:
                 frame_id=frame_id,
             )
         )
+        self.end_if_strict(part, error)
+
+    def end_if_strict(self, part: RunPart, error: Exception) -> None:
+        """Ends a strict run for what a part could not do, a fault or not."""
         if self._is_strict:
-            self._end(f"{part.value} failed, and the run is strict: {detail}")
+            self._end(f"{part.value} failed, and the run is strict: {cause_of(error)}")
 
 
 def cause_of(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from engine.config import LiveSourcesConfig
 from engine.errors import HangError, SourceError
-from engine.events import FrameReceived, RunPart, SourceChanged
+from engine.events import ALSO_AN_EVENT, FrameReceived, RunPart, SourceChanged
 from engine.geo.usable_fixes import usable_fix
 from engine.mapping.stored_state import StoredRun
 from engine.output.recorder import Recorder
@@ -236,18 +236,22 @@ class Ingestion:
         except SourceError as error:
             if self._num_frames[source_idx] == len(self._roles[source_idx].taken.names):
                 self._unopened.append(source.info.label)
-            self._events.warn(str(error))
-            await self._source_failed(error, source_idx, consequence="it ends; others go on")
+            self._refused(error)
+            await self._publish()
         except Exception as error:  # a task boundary: what was read before is mapped
             await self._source_failed(error, source_idx, consequence="it ends; others go on")
         finally:
             self._queue.close(source_idx)
 
     async def _source_failed(self, error: Exception, source_idx: int, *, consequence: str) -> None:
-        if not isinstance(error, SourceError):  # which names it
-            consequence = f"{self._sources[source_idx].info.label}: {consequence}"
+        consequence = f"{self._sources[source_idx].info.label}: {consequence}"
         self._faults.report(RunPart.SOURCE, error, consequence=consequence)
         await self._publish()
+
+    def _refused(self, error: SourceError) -> None:
+        """Reports why a source ends: it broke nothing, and its error names it."""
+        self._warn_all([str(error)])
+        self._faults.end_if_strict(RunPart.SOURCE, error)
 
     async def _receive_until_it_ends(self, source: LiveSource, source_idx: int) -> None:
         """Receives a live source; after an unexpected error it is tried again, some times.
@@ -391,6 +395,7 @@ class Ingestion:
                 frame_id=frame.frame_id,
                 index=frame.index,
                 captured_at_s=frame.captured_at_s,
+                name=frame.name,
             )
         )
         self._num_frames[queued.source_idx] += 1
@@ -411,8 +416,7 @@ class Ingestion:
             return self._masking.masked(frame)
         except SourceError as error:
             if not self._num_frames[source_idx]:
-                self._events.warn(str(error))
-                self._faults.report(RunPart.SOURCE, error, consequence="its source ends")
+                self._refused(error)
                 await self._count_unread(source_idx, self._discard_source(source_idx))
             return error
 
@@ -483,7 +487,8 @@ class Ingestion:
         is_bad = notice.state in (SourceState.LOST, SourceState.REFUSED)
         is_bad |= any(one.is_missed for one in notice.left_out)
         level = logging.WARNING if is_bad else logging.INFO
-        logger.log(level, "%s: %s: %s", notice.source, notice.state.value, notice.detail)
+        words = f"{notice.source}: {notice.state.value}: {notice.detail}"
+        logger.log(level, "%s", words, extra=ALSO_AN_EVENT)
         self._events(
             SourceChanged(
                 source=notice.source,
@@ -544,7 +549,7 @@ class Ingestion:
 
     def _warn_all(self, messages: Sequence[str]) -> None:
         for message in messages:
-            logger.warning("%s", message)
+            logger.warning("%s", message, extra=ALSO_AN_EVENT)
             self._events.warn(message)
 
     # -- names ------------------------------------------------------------------------------------

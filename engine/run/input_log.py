@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from engine.errors import JournalError
+from engine.events import ALSO_AN_EVENT
 from engine.ports import InputRecording, RepeatsRun, Source
 from engine.run.queues import Writer
 from engine.types import (
@@ -110,7 +111,7 @@ class InputLog:
             return
         self._has_left = True
         words = f"the run differs from the recorded one from frame {keyframe_id} on"
-        logger.warning("%s", words)
+        logger.warning("%s", words, extra=ALSO_AN_EVENT)
         self._warn(words)
 
     async def mapped(self, decision: MappingDecision) -> None:
@@ -137,8 +138,9 @@ class InputLog:
             write()
         except JournalError as error:
             self._is_broken = True
-            logger.error("the input is recorded no further: %s", error)
-            self._warn(f"the input is recorded no further: {error}")
+            words = f"the input is recorded no further: {error}"
+            logger.error("%s", words, extra=ALSO_AN_EVENT)
+            self._warn(words)
 
     def _close(self, recording: InputRecording) -> None:
         self._guarded(recording.flush)

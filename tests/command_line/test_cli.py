@@ -24,7 +24,10 @@ from tests.support.paths import ROOT
 from tests.support.verdicts import verdict_of
 from tests.support.waiting import HANG_S
 
-COMMANDS = ["run", "resume", "demo", "evaluate", "export", "georeference", "benchmark", "doctor"]
+COMMANDS = [
+    *("run", "resume", "demo", "evaluate", "export", "georeference", "report", "benchmark"),
+    "doctor",
+]
 
 
 def livesfm(*arguments: str) -> Result:
@@ -305,6 +308,25 @@ def test_the_last_lines_say_why_a_map_is_not_georeferenced(launches: Launches) -
     assert "georeferenced" not in livesfm("run", "photos").output
 
 
+def test_the_folder_of_a_run_to_which_nothing_came_is_deleted(
+    launches: Launches, tmp_path: Path
+) -> None:
+    def left_after(*, num_received: int) -> tuple[int, list[str]]:
+        for name in ("there/images", "there/snapshots"):
+            (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "there" / "events.jsonl").write_text("")
+        launches.num_keyframes = launches.num_registered = 0
+        launches.summary = {"frames_received": num_received}
+        result = livesfm("run", "rtsp://a", "--out", "there")
+        return result.exit_code, os.listdir(tmp_path)
+
+    assert left_after(num_received=0) == (cli.NOTHING_MADE, [])
+    assert left_after(num_received=1) == (cli.NOTHING_MADE, ["there"])
+    (tmp_path / "there" / "thesis.tex").write_text("years of work")
+    assert left_after(num_received=0) == (cli.NOTHING_MADE, ["there"])
+    assert os.listdir(tmp_path / "there") == ["thesis.tex"]
+
+
 def test_a_source_that_could_not_be_opened_is_in_the_last_line(launches: Launches) -> None:
     launches.unopened = ("b.mp4",)
     result = livesfm("run", "a.mp4", "b.mp4", "--out", "there")
@@ -475,6 +497,16 @@ def test_a_preset_is_asked_for_by_its_name(launches: Launches) -> None:
     assert "unknown preset: phon; did you mean phone?" in result.stderr
 
 
+def test_only_a_page_can_stay(launches: Launches) -> None:
+    refused = livesfm("run", "a.mp4", "--view-stays")
+    assert refused.exit_code == cli.REFUSED
+    assert "--view-stays: goes with --view serve only" in refused.output
+    assert livesfm("run", "a.mp4", "--view", "serve", "--no-view-stays").exit_code == 0
+    assert launches.options.staying is not None
+    assert livesfm("run", "a.mp4").exit_code == 0
+    assert launches.options.staying is None
+
+
 def test_an_unknown_view_is_refused_with_the_known_ones(launches: Launches) -> None:
     result = livesfm("run", "photos", "--view", "hologram")
     assert result.exit_code == cli.REFUSED
@@ -491,15 +523,20 @@ def test_a_run_needs_a_source(launches: Launches) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str) -> None:
+def test_every_command_explains_itself_in_80_columns(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     result = livesfm(command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.stdout
+    assert "…" not in result.stdout, "a word is too long for its column"
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
 
 
 def test_without_a_command_all_of_them_are_listed() -> None:
     result = livesfm()
-    for command in ("run", "demo", "evaluate", "export", "georeference", "benchmark", "doctor"):
+    for command in COMMANDS:
         assert command in result.output
 
 

@@ -91,6 +91,7 @@ def test_photos_go_through_the_engine_into_the_run_folder(tmp_path: Path, photos
     written = Written.by(outcome)
     assert written.statuses == ["keyframe", "keyframe", "dropped:unreadable"]
     assert written.events[0]["matcher"] == "sift"
+    assert b"no map" in (outcome.path / "report.html").read_bytes()
     assert (outcome.path / "images" / "0.jpg").read_bytes() == (photos / "0.jpg").read_bytes()
 
 
@@ -154,17 +155,16 @@ def test_sources_share_one_counter_of_frame_ids(tmp_path: Path, photos: Path) ->
     assert [next_frame_id(), next_frame_id()] == [FrameId(1), FrameId(2)]
 
 
-def test_a_source_that_is_there_but_cannot_be_read_leaves_a_valid_run(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_sources_that_are_there_but_cannot_be_read_are_refused_before_a_folder_is_made(
+    tmp_path: Path,
 ) -> None:
     text = tmp_path / "notes.mp4"
     text.write_text("no video")
-    outcome = launch(QUIET, options(tmp_path / "run", text))
-    assert outcome.num_keyframes == 0
-    (warning,) = Written.by(outcome).warnings()
-    assert warning.startswith(f"{text}: ")
-    (message,) = [record.message for record in caplog.records]
-    assert warning in message
+    with pytest.raises(ConfigError) as refused:
+        launch(QUIET, options(tmp_path / "run", text, tmp_path))
+    assert f"{text}: not a readable video" in str(refused.value)
+    assert f"{tmp_path}: no image in this folder" in str(refused.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_source_that_cannot_be_opened_does_not_stop_the_others(
@@ -354,6 +354,26 @@ def test_a_matcher_without_weights_is_refused_before_a_folder_is_made(
 
 
 @pytest.mark.parametrize(
+    ("source", "package", "extra"),
+    [
+        ("mqtt://127.0.0.1/a/frame", "aiomqtt", "mqtt"),
+        ("phone://127.0.0.1:18443", "aiohttp", "phone"),
+        ("walk.mcap", "rosbags", "ros"),
+    ],
+)
+def test_a_source_whose_package_is_missing_is_refused_with_what_installs_it(
+    source: str, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "walk.mcap").touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(AdapterUnavailableError, match=f"needs the package {package}") as refused:
+        launch(QUIET, options(tmp_path / "run", source))
+    assert refused.value.extra == extra
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("settings", "extra"),
     [({"matching": {"matcher": "mast3r"}}, "mast3r"), ({"window": {"solver": "vggsfm"}}, "vggsfm")],
 )
@@ -504,6 +524,21 @@ def test_the_progress_knows_how_many_frames_come_when_every_source_does(
 
     assert total(FakeSource(happenings=[], num_frames=9)) == 3 + 9
     assert total(FakeSource(happenings=[], num_frames=None)) is None
+
+
+def test_a_warning_that_is_an_event_is_written_once(
+    tmp_path: Path, photos: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger().addHandler(handler)
+    try:
+        given = options(tmp_path / "run", photos, "none.mp4", show_progress=True)
+        launch(Config(), given)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    written = capfd.readouterr().err
+    assert written.count("none.mp4: no such file or folder") == 1
+    assert "warning: none.mp4: no such file or folder" in written
 
 
 def test_log_lines_go_above_the_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,12 +91,7 @@ def flight() -> _Flight:
 def test_dense_points_lie_on_the_town_without_double_surfaces(flight: _Flight) -> None:
     voxel = float(np.median(flight.fused.sampling))
     xyz = flight.fused.xyz.astype(np.float64)
-    distance = np.abs(xyz[:, 2])
-    for box in flight.town.layout.boxes:
-        low, high = box.corners_in_world.min(axis=0), box.corners_in_world.max(axis=0)
-        outside = np.linalg.norm(np.maximum(np.maximum(low - xyz, xyz - high), 0.0), axis=1)
-        inside = np.minimum(xyz - low, high - xyz).min(axis=1)
-        distance = np.minimum(distance, np.where(outside > 0, outside, np.abs(inside)))
+    distance = flight.town.layout.distances_m(xyz)
     assert np.mean(distance <= 2 * voxel) >= 0.98
     assert np.median(distance) > 0.02  # the noise is there
     assert len(xyz) > 20_000

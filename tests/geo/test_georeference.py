@@ -239,6 +239,10 @@ def test_five_of_eighteen_positions_eighty_metres_off_are_found_exactly(
     assert outcome.weights[wrong].max() == 0.0
     assert outcome.rmse_m < 1.0
     assert outcome.residuals_m[wrong] == pytest.approx(80.0, abs=2.0)
+    lengths_m = np.linalg.norm(outcome.offsets_enu_m, axis=1)
+    np.testing.assert_allclose(lengths_m, outcome.residuals_m, atol=1e-9)
+    away_m = -80.0 * np.column_stack([np.cos(angles), np.sin(angles), np.zeros(5)])
+    assert outcome.offsets_enu_m[wrong] == pytest.approx(away_m, abs=2.0)
     assert errors_m(outcome, true_m).max() < 1.0
     difference = errors_m(outcome, true_m) - errors_m(without, true_m)
     assert np.abs(difference).max() < 0.5
@@ -297,6 +301,7 @@ def test_a_fix_that_is_no_number_counts_as_none() -> None:
     outcome = accepted(estimate_georeference(cameras_at(true_m), fixes, config=CONFIG))
     np.testing.assert_array_equal(np.flatnonzero(~outcome.is_inlier), [3, 7])
     assert np.isinf(outcome.residuals_m[[3, 7]]).all()
+    assert np.isnan(outcome.offsets_enu_m[[3, 7]]).all()
     assert math.isfinite(outcome.rmse_m)
     assert np.isfinite(outcome.enu_from_map).all()
 
@@ -507,6 +512,8 @@ def test_strips_without_any_altitude_are_laid_out_horizontally_with_heights_of_t
     )
     assert isinstance(found, Georeference)
     assert not found.has_heights
+    assert np.isnan(found.offsets_enu_m[:, 2]).all()
+    assert np.isfinite(found.offsets_enu_m[:, :2]).all()
     assert found.origin.altitude_m is None
     assert found.metres_per_map_unit == pytest.approx(UNIT_M, rel=0.03)
     assert 0.3 < found.rmse_m < 2.0

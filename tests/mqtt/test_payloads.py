@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from adapters.mqtt.payloads import Metadata, PayloadKind, Unwrapped, kind_of, unwrap
-from adapters.mqtt.telemetry import read_json, read_position, read_telemetry, read_time
+from adapters.mqtt.telemetry import (
+    Telemetry,
+    Unreadable,
+    read_json,
+    read_position,
+    read_telemetry,
+    read_time,
+    shape_of,
+)
 from adapters.mqtt.topics import TopicFilter, telemetry_filter
 from engine.errors import ConfigError
 from engine.types import GpsFix
@@ -46,6 +54,7 @@ def envelope(**values: Any) -> bytes:
         (envelope(), PayloadKind.JSON, JPEG),
         (b'\n {"imagebase64": "' + JPEG_TEXT + b'"}', PayloadKind.JSON, JPEG),
         (b'{"data": "data:image/jpeg;base64,' + JPEG_TEXT + b'"}', PayloadKind.JSON, JPEG),
+        (b'{"id": "7", "frame": "' + JPEG_TEXT + b'"}', PayloadKind.JSON, JPEG),  # by its start
     ],
 )
 def test_an_image_is_found_in_its_wrapping(payload: bytes, kind: PayloadKind, image: bytes) -> None:
@@ -169,18 +178,31 @@ def test_times_are_read_in_any_unit(told: object, time_s: float | None) -> None:
 # -- telemetry ------------------------------------------------------------------------------------
 
 
+def telemetry_of(record: object) -> Telemetry:
+    telemetry = read_telemetry(json.dumps(record).encode())
+    assert isinstance(telemetry, Telemetry), telemetry
+    return telemetry
+
+
 @pytest.mark.parametrize(
     "record",
     [
         {"lat": 47.0, "lon": 8.0, "alt": 400.0},
         {"latitude": 47, "longitude": 8, "altitude": 400},
+        {"lat": 47, "lon": 8, "height": 400},
+        {"lat": 47, "lon": 8, "alt_m": 400},
+        {"lat": 47, "lon": 8, "elevation": 400},
+        {"Latitude": 47, "Longitude": 8, "GPSAltitude": 400},
+        {"latitude_deg": 47.0, "longitude_deg": 8.0, "absolute_altitude_m": 400.0},  # MAVSDK
+        {"lat": "47,0", "lon": "8,0", "alt": "400,0"},
+        {"position": {"lat": 47.0, "lon": 8.0, "alt": 400.0}},
+        {"drone": {"gps": {"lat": 47.0, "lon": 8.0, "alt": 400.0}}, "home": {"lat": 1, "lon": 2}},
         {"lat": "47", "lng": "8", "alt_msl": "400"},
         {"lat": 47.0, "lng": 8.0, "longitude": 9.0, "alt": "?", "altitude": 400.0},
     ],
 )
 def test_positions_are_read_by_their_usual_names(record: dict[str, object]) -> None:
-    telemetry = read_telemetry(json.dumps({**record, "time": 5.0}).encode())
-    assert telemetry is not None
+    telemetry = telemetry_of({**record, "time": 5.0})
     assert telemetry.sender_time_s == 5.0
     assert telemetry.position.fix == GpsFix(latitude_deg=47.0, longitude_deg=8.0, altitude_m=400.0)
 
@@ -198,12 +220,131 @@ def test_a_position_without_a_plausible_altitude_is_a_fix_without_one() -> None:
         assert position.fix == GpsFix(latitude_deg=47.0, longitude_deg=8.0)
 
 
+def test_dji_cloud_api_has_the_position_in_its_data_and_its_elevation_is_no_altitude() -> None:
+    telemetry = telemetry_of(
+        {
+            "bid": "42a19f36",
+            "tid": "6a7bfe89",
+            "timestamp": 1_790_000_000_250,
+            "gateway": "4TADKAQ",
+            "data": {
+                "39-0-7": {"gimbal_pitch": -90.0, "gimbal_roll": 0, "gimbal_yaw": 12.0},
+                "attitude_head": 12.3,
+                "elevation": 60.0,
+                "height": 458.5,
+                "home_distance": 3.0,
+                "latitude": 47.0,
+                "longitude": 8.0,
+                "position_state": {"gps_number": 20, "is_fixed": 2, "quality": 5},
+            },
+        }
+    )
+    assert telemetry.sender_time_s == 1_790_000_000.25
+    fix = telemetry.position.fix
+    assert fix == GpsFix(latitude_deg=47.0, longitude_deg=8.0, altitude_m=458.5)
+
+
+MAVLINK_FIELDS = {"lat": 468_426_000, "lon": -63_000_001, "alt": 458_500}
+GLOBAL_POSITION = {**MAVLINK_FIELDS, "time_boot_ms": 5_000, "relative_alt": 60_000, "hdg": 9_000}
+
+
 @pytest.mark.parametrize(
-    "payload",
-    [b"", b"47,8,400", b"[47, 8, 400]", b'{"lat": 47}', b'{"lat": true, "lon": false}', b"\xff"],
+    "record",
+    [
+        MAVLINK_FIELDS,
+        GLOBAL_POSITION,
+        {"mavpackettype": "GLOBAL_POSITION_INT", **GLOBAL_POSITION},  # pymavlink
+        {  # mavlink2rest
+            "header": {"system_id": 1, "component_id": 1, "sequence": 7},
+            "message": {"type": "GLOBAL_POSITION_INT", **GLOBAL_POSITION},
+        },
+        {"GLOBAL_POSITION_INT": GLOBAL_POSITION},
+        {"lat": 468_426_000, "lon": -63_000_001, "alt": 458.5, "timeBootMs": 5_000},
+        {"type": "GPS_RAW_INT", "fix_type": 3, **MAVLINK_FIELDS},
+    ],
 )
-def test_what_holds_no_position_is_no_telemetry(payload: bytes) -> None:
-    assert read_telemetry(payload) is None
+def test_mavlink_counts_in_ten_millionths_of_degrees_and_millimetres(record: object) -> None:
+    position = telemetry_of(record).position
+    assert position.latitude_deg == pytest.approx(46.8426, abs=1e-9)
+    assert position.longitude_deg == pytest.approx(-6.3000001, abs=1e-9)
+    assert position.altitude_m == pytest.approx(458.5)
+
+
+def test_mavlink_near_zero_is_scaled_where_its_fields_say_what_it_is() -> None:
+    position = telemetry_of({**GLOBAL_POSITION, "lat": 50, "lon": 90}).position
+    assert position.latitude_deg == pytest.approx(5e-6)
+    assert position.longitude_deg == pytest.approx(9e-6)
+
+
+def test_a_raw_fix_of_mavlink_has_its_accuracies_and_in_two_dimensions_no_altitude() -> None:
+    raw = {"mavpackettype": "GPS_RAW_INT", **MAVLINK_FIELDS, "h_acc": 1_500, "v_acc": 2_500}
+    fix = telemetry_of({**raw, "fix_type": {"type": "GPS_FIX_TYPE_RTK_FIXED"}}).position.fix
+    assert (fix.accuracy_m, fix.vertical_accuracy_m) == (1.5, 2.5)
+    for kind in (2, {"type": "GPS_FIX_TYPE_2D_FIX"}):
+        assert telemetry_of({**raw, "fix_type": kind}).position.altitude_m is None
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"type": "Point", "coordinates": [8.0, 47.0, 400.0]},
+        {
+            "type": "Feature",
+            "geometry": {"type": "Point", "coordinates": [8, 47, 400]},
+            "properties": {"timestamp": 5.0},
+        },
+    ],
+)
+def test_geojson_has_the_longitude_first(record: dict[str, object]) -> None:
+    telemetry = telemetry_of(record)
+    assert telemetry.position.fix == GpsFix(latitude_deg=47.0, longitude_deg=8.0, altitude_m=400.0)
+    assert telemetry.sender_time_s == (5.0 if "properties" in record else None)
+
+
+def test_owntracks_has_its_own_names_for_time_and_accuracy() -> None:
+    record = {"_type": "location", "lat": 47, "lon": 8, "alt": 400, "acc": 5, "vac": 3, "tst": 7}
+    telemetry = telemetry_of(record)
+    assert telemetry.sender_time_s == 7.0
+    fix = telemetry.position.fix
+    assert (fix.altitude_m, fix.accuracy_m, fix.vertical_accuracy_m) == (400.0, 5.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("payload", "why"),
+    [
+        (b"", Unreadable.NO_JSON),
+        (b"47,8,400", Unreadable.NO_JSON),
+        (b"[47, 8, 400]", Unreadable.NO_JSON),
+        (b"\xff", Unreadable.NO_JSON),
+        (b'{"lat": 47}', Unreadable.NO_POSITION),
+        (b'{"lat": true, "lon": false}', Unreadable.NO_POSITION),
+        (b'{"position": [47, 8]}', Unreadable.NO_POSITION),
+        (b'{"home": {"lat": 47, "lon": 8}}', Unreadable.NO_POSITION),
+        (b'{"a":{"b":{"c":{"d":{"e":{"lat": 47, "lon": 8}}}}}}', Unreadable.NO_POSITION),
+        (b'{"type": "Point", "coordinates": [8]}', Unreadable.NO_POSITION),
+        (b'{"lat": 95, "lon": 8}', Unreadable.IMPOSSIBLE),
+        (b'{"lat": 91.5, "lon": 8.5}', Unreadable.IMPOSSIBLE),
+        (b'{"lat": 2147483647, "lon": 0}', Unreadable.IMPOSSIBLE),
+        (b'{"a": {"lat": 47, "lon": 8}, "b": {"lat": 46, "lon": 8}}', Unreadable.SEVERAL),
+        (b'{"mavpackettype": "HOME_POSITION", "lat": 7, "lon": 8}', Unreadable.OTHER_MESSAGE),
+        (b'{"lat": 0, "lon": 0.0}', Unreadable.NO_FIX),
+        (b'{"lat": 468426000, "lon": 1, "fix_type": 1}', Unreadable.NO_FIX),
+    ],
+)
+def test_what_holds_no_position_is_no_telemetry_and_says_why(
+    payload: bytes, why: Unreadable
+) -> None:
+    assert read_telemetry(payload) is why
+
+
+def test_a_shape_has_names_and_types_and_nothing_of_what_is_said() -> None:
+    record = {"sn": "1ZNBJ", "at": 5, "ok": True, "p": {"q": [1.5, 2]}, "none": None}
+    shape = shape_of(json.dumps(record).encode())
+    assert shape == "{sn: text, at: number, ok: true or false, p: {q: [number x 2]}, none: null}"
+    assert shape_of(b"secret") == "6 bytes"
+    assert shape_of(json.dumps({"a\x1b[2J": 1}).encode()) == "{a_[2J: number}"
+    assert len(shape_of(json.dumps({f"k{i}" * 50: i for i in range(99)}).encode())) < 400
+    assert shape_of(b" " * 70_000 + b'{"a": 1}') == "70008 bytes"
 
 
 def test_deep_and_long_json_is_refused() -> None:

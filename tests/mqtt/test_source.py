@@ -6,7 +6,6 @@ import asyncio
 import base64
 import itertools
 import json
-import logging
 import struct
 import sys
 import time
@@ -14,7 +13,7 @@ import zlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -31,6 +30,7 @@ from engine.types import (
     DropReason,
     Frame,
     FrameId,
+    GpsFix,
     GpsReading,
     Received,
     RejectedFrame,
@@ -309,21 +309,73 @@ def test_a_telemetry_topic_of_its_own_tells_of_all_cameras_on_their_clocks(tmp_p
 
 
 @pytest.mark.network
-def test_positions_without_altitude_are_used_and_what_is_none_is_told_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_positions_without_altitude_are_used(tmp_path: Path) -> None:
     async def run(broker: Broker) -> Collected:
         async with reading(source_of(broker, "sfm/frame")) as received:
-            await publish(broker, ("sfm/telemetry", position()), *[("sfm/telemetry", b"x")] * 3)
-            await publish(broker, ("sfm/frame", jpeg()))
+            await publish(broker, ("sfm/telemetry", position()), ("sfm/frame", jpeg()))
             await received.until_num(1)
         return received
 
-    with running_broker(tmp_path) as broker, caplog.at_level(logging.WARNING):
+    with running_broker(tmp_path) as broker:
         received = asyncio.run(run(broker))
     assert {one.fix.altitude_m for one in received.of(GpsReading)} == {None}
-    [record] = caplog.records
-    assert "holds no position" in record.getMessage()
+
+
+@pytest.mark.network
+def test_telemetry_that_is_not_read_is_counted_and_shown_once_without_its_values(
+    tmp_path: Path,
+) -> None:
+    places = [("sfm/telemetry", b'{"pilot": "Ann", "xy": [4.25, 6.5]}')] * 12
+
+    async def run(broker: Broker) -> Collected:
+        async with reading(source_of(broker, "sfm/frame")) as received:
+            await publish(broker, *places, ("sfm/telemetry", b"4.25"), ("sfm/frame", jpeg()))
+            await received.until_num(1)
+        return received
+
+    with running_broker(tmp_path) as broker:
+        received = asyncio.run(run(broker))
+    _, first, tenth, other = received.of(SourceNotice)
+    assert first.detail == (
+        "a message of telemetry left out, which holds no position in a form that is known:"
+        " {pilot: text, xy: [number x 2]}"
+    )
+    assert tenth.detail.startswith("10 messages of telemetry")
+    assert [(one.kind, one.num_files) for one in other.left_out] == [
+        ("telemetry", 12),
+        ("telemetry", 1),
+    ]
+    assert other.left_out[1].example == "4 bytes"
+    said = "".join(notice.detail for notice in (first, tenth, other))
+    assert "Ann" not in said
+    assert "4.25" not in said
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"timestamp": 1, "data": {"latitude": 47.0, "longitude": 8.0, "height": 400.0}},
+        {"mavpackettype": "GLOBAL_POSITION_INT", "lat": 470000000, "lon": 80000000, "alt": 400000},
+        {"type": "Feature", "geometry": {"type": "Point", "coordinates": [8.0, 47.0, 400.0]}},
+    ],
+)
+def test_positions_of_drones_and_of_geojson_reach_the_camera(
+    tmp_path: Path, message: dict[str, Any]
+) -> None:
+    config = mqtt_config("mqtt.telemetry_topic=thing/product/1ZNBJ/osd")
+
+    async def run(broker: Broker) -> Collected:
+        async with reading(source_of(broker, "+/frame", config=config)) as received:
+            await publish(broker, ("a/frame", jpeg()))
+            await received.until_num(1)
+            await publish(broker, ("thing/product/1ZNBJ/osd", json.dumps(message).encode()))
+            await until(lambda: len(received.of(GpsReading)) == 1)
+        return received
+
+    with running_broker(tmp_path) as broker:
+        [reading_] = asyncio.run(run(broker)).of(GpsReading)
+    assert reading_.fix == GpsFix(latitude_deg=47.0, longitude_deg=8.0, altitude_m=400.0)
 
 
 # -- bad input ------------------------------------------------------------------------------------

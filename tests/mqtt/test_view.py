@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -18,11 +19,13 @@ from typing import Any
 
 import aiomqtt
 import numpy as np
+import pycolmap
 import pytest
 
 from adapters.mqtt import view as view_module
 from adapters.mqtt.connection import PASSWORD_VARIABLE, MqttLink
-from adapters.mqtt.messages import Channel, Message, message_of, read_command
+from adapters.mqtt.map_points import MapPoints, PointsRequest, read_map_points, read_request
+from adapters.mqtt.messages import Channel, Context, Message, messages_of, read_command
 from adapters.mqtt.outbox import Outbox, Throttle
 from adapters.mqtt.view import MqttView
 from engine.config import Config
@@ -38,11 +41,13 @@ from engine.events import (
     FrameRegistered,
     Georeferenced,
     KeyframeAdded,
+    MainMapChanged,
     PairVerified,
     RunFinished,
     RunStarted,
     SnapshotWritten,
     SourceChanged,
+    SourceOpened,
     VerdictChanged,
     Warned,
 )
@@ -80,6 +85,12 @@ def posed(frame_id: int, *, is_keyframe: bool = False) -> FramePosed:
     )
 
 
+def received(frame_id: int, *, name: str) -> FrameReceived:
+    return FrameReceived(
+        at_s=0.0, frame_id=FrameId(frame_id), index=frame_id - 1, captured_at_s=0.0, name=name
+    )
+
+
 def snapshot(sequence: int) -> SnapshotWritten:
     return SnapshotWritten(
         at_s=2.0,
@@ -104,7 +115,9 @@ class Heard:
 
     def take(self, message: aiomqtt.Message) -> None:
         channel = message.topic.value.removeprefix(f"{PREFIX}/")
-        self.records[channel].append(json.loads(message.payload))
+        is_binary = channel == Channel.POINTS
+        payload = message.payload
+        self.records[channel].append(payload if is_binary else json.loads(payload or b"null"))
         if message.retain:
             self.retained.add(channel)
 
@@ -153,6 +166,10 @@ def view_of(config: Config, control: Any = None) -> Iterator[MqttView]:
         view.close()
 
 
+def live_source() -> SourceOpened:
+    return SourceOpened(source="a", address="", prefix="", is_live=True, fingerprint="")
+
+
 # -- published messages ---------------------------------------------------------------------------
 
 
@@ -163,6 +180,8 @@ def test_a_run_is_published_topic_by_topic(tmp_path: Path) -> None:
             with view_of(config_for(broker.port)) as view:
                 await heard.until("status")
                 view.show_event(RunStarted(at_s=0.0, sources=("mqtt://h/t",), matcher="sift"))
+                view.show_event(live_source())
+                view.show_event(received(1, name="a.jpg"))
                 view.show_event(
                     KeyframeAdded(
                         camera_key="camera",
@@ -180,7 +199,7 @@ def test_a_run_is_published_topic_by_topic(tmp_path: Path) -> None:
                 view.show_event(Warned(at_s=1.0, message="dark"))
                 view.show_frame(frame_of(1), None)
                 for channel in ("keyframe", "pose", "snapshot", "event"):
-                    await heard.until(channel)
+                    await heard.until(channel, 2 if channel == "keyframe" else 1)
                 view.show_event(VerdictChanged(verdict=verdict_of(VerdictLevel.DOUBTFUL)))
                 await heard.until("status", 3)
                 view.show_event(finished())
@@ -200,10 +219,12 @@ def test_a_run_is_published_topic_by_topic(tmp_path: Path) -> None:
     assert records["pose"] == [
         {
             "frame_id": 1,
+            "name": "a.jpg",
             "camera": "camera",
             "captured_at_s": 1.79e9 + 1,
             "position": [1.0, 2.0, 3.0],
             "quaternion_xyzw": [0.0, 0.0, 0.0, 1.0],
+            "georeference": None,
             "is_keyframe": True,
             "is_first": True,
             "map": 0,
@@ -211,6 +232,18 @@ def test_a_run_is_published_topic_by_topic(tmp_path: Path) -> None:
         }
     ]
     assert records["keyframe"][0]["event"] == "KeyframeAdded"
+    assert records["keyframe"][1] == {
+        "event": "KeyframePosed",
+        "frame_id": 1,
+        "name": "a.jpg",
+        "camera": "camera",
+        "captured_at_s": 1.79e9 + 1,
+        "cam_from_world": [[1.0, 0.0, 0.0, -1.0], [0.0, 1.0, 0.0, -2.0], [0.0, 0.0, 1.0, -3.0]],
+        "cam_center_in_world": [1.0, 2.0, 3.0],
+        "georeference": None,
+        "map": 0,
+    }
+    assert "url" not in records["snapshot"][0]
     assert records["snapshot"][0]["sequence"] == 1
     assert Path(records["snapshot"][0]["path"]).is_absolute()
     warned, changed = records["event"]
@@ -286,6 +319,229 @@ def test_who_comes_late_learns_the_state_and_the_newest_snapshot(tmp_path: Path)
     assert {"status", "snapshot", "coverage"} <= late.retained
     assert late.records["snapshot"][0]["sequence"] == 3
     assert late.records["coverage"] == [{"type": "FeatureCollection", "features": []}]
+
+
+# -- places on the globe, snapshots elsewhere, points ----------------------------------------------
+
+
+def georeferenced(*enu_from_map: float) -> Georeferenced:
+    return Georeferenced(
+        at_s=0.0,
+        origin_latitude_deg=47.0,
+        origin_longitude_deg=8.0,
+        origin_altitude_m=430.0,
+        metres_per_map_unit=2.0,
+        num_fixes=9,
+        rmse_m=0.5,
+        rejected_ids=(),
+        enu_from_map=enu_from_map,
+    )
+
+
+def records_of(view: MqttView, channel: Channel) -> list[Any]:
+    """What waits to be published on a channel."""
+    records = []
+    while (message := view._outbox.take()) is not None:
+        if message.channel is channel:
+            records.append(json.loads(message.payload))
+    return records
+
+
+def test_poses_of_a_map_with_a_place_say_where_the_camera_is() -> None:
+    turned = (0.0, -2.0, 0.0, 100.0, 2.0, 0.0, 0.0, 200.0, 0.0, 0.0, 2.0, -5.0)  # (1, 2, 3) ->
+    with view_of(config_for(free_port())) as view:  # -> (96, 202, 1)
+        view.show_event(posed(1))
+        view.show_event(georeferenced(*turned))
+        view.show_event(posed(2))
+        view.show_event(dataclasses.replace(posed(3), map_number=1))
+        view.show_event(
+            MainMapChanged(former_map_number=1, num_registered=5, num_registered_in_former=4)
+        )
+        view.show_event(posed(4))
+        view.show_event(georeferenced())  # of a run before this version
+        view.show_event(posed(5))
+        places = [record["georeference"] for record in records_of(view, Channel.POSE)]
+    assert [place is None for place in places] == [True, False, True, True, True]
+    place = places[1]
+    assert place["latitude_deg"] == pytest.approx(47.0 + 202.0 / 111_170.0, abs=2e-6)
+    assert place["longitude_deg"] == pytest.approx(8.0 + 96.0 / 76_050.0, abs=2e-5)
+    assert place["altitude_m"] == pytest.approx(431.0, abs=0.01)
+
+
+def test_a_keyframe_s_place_is_published_whatever_the_rate_of_poses() -> None:
+    with view_of(config_for(free_port(), "mqtt.max_pose_hz=1")) as view:
+        for frame_id in range(1, 9):
+            view.show_event(received(frame_id, name=f"{frame_id}.jpg"))
+            view.show_event(posed(frame_id, is_keyframe=True))
+        names = [record["name"] for record in records_of(view, Channel.KEYFRAME)]
+    assert names == [f"{frame_id}.jpg" for frame_id in range(1, 9)]
+
+
+def test_a_snapshot_has_a_url_where_a_server_shows_the_runs() -> None:
+    base = "mqtt.snapshot_base_url=https://maps.example.org/runs/"
+    with view_of(config_for(free_port(), base)) as view:
+        view.show_event(dataclasses.replace(snapshot(3), path="runs/a #b/snapshots/000003"))
+        (record,) = records_of(view, Channel.SNAPSHOT)
+    assert record["url"] == "https://maps.example.org/runs/a%20%23b/snapshots/000003"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("maps/runs", "expected a URL"),
+        ("https://me:hunter2@h/runs", "no password"),
+        ("https://h/runs?token=hunter2", "no [?]"),
+        ("https://h/a b", "expected a URL"),
+        ("https://[h", "expected a URL"),
+    ],
+)
+def test_a_url_that_is_none_is_refused_without_what_it_holds(url: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as refusal:
+        MqttView.open(
+            config_for(1, f"mqtt.snapshot_base_url={url}"), run_path=Path("x"), control=None
+        )
+    assert "hunter2" not in str(refusal.value)
+
+
+NUM_POINTS = 20_000
+ENU_FROM_MAP = [[2.0, 0.0, 0.0, 5.0], [0.0, 2.0, 0.0, 6.0], [0.0, 0.0, 2.0, 7.0]]
+
+
+def write_snapshot_of_points(folder: Path) -> SnapshotWritten:
+    """A snapshot as far as points go, with COLMAP's file."""
+    model = folder / "run" / "snapshots" / "000002" / "sparse" / "0"
+    model.mkdir(parents=True)
+    reconstruction = pycolmap.Reconstruction()
+    for index in range(NUM_POINTS):
+        reconstruction.add_point3D(
+            np.array([index, -index, 0.25]), pycolmap.Track(), np.array([index % 256, 1, 2])
+        )
+    reconstruction.write_binary(model)
+    origin = {"latitude_deg": 47.0, "longitude_deg": 8.0, "altitude_m": None}
+    record = {
+        "sequence": 2,
+        "georeference": {"origin": origin},
+        "maps": [{"enu_from_map": ENU_FROM_MAP}],
+    }
+    snapshot_folder = model.parents[1]
+    (snapshot_folder / "snapshot.json").write_text(json.dumps(record))
+    return dataclasses.replace(snapshot(2), path=str(snapshot_folder))
+
+
+PLY_TYPES = {"float": "<f4", "uchar": "u1"}
+
+
+def read_ply(payload: bytes) -> tuple[list[str], Any]:
+    """Comments and vertices of a chunk, as its header describes them."""
+    head, _, body = payload.partition(b"end_header\n")
+    lines = head.decode().splitlines()
+    assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
+    rows = [line.split() for line in lines if line.startswith("property")]
+    vertices = np.frombuffer(body, np.dtype([(name, PLY_TYPES[kind]) for _, kind, name in rows]))
+    assert f"element vertex {len(vertices)}" in lines
+    comments = [line.removeprefix("comment ") for line in lines if line.startswith("comment")]
+    return comments, vertices
+
+
+@pytest.mark.network
+def test_points_come_in_chunks_when_they_are_asked_for(tmp_path: Path) -> None:
+    async def run(broker: Broker) -> Heard:
+        async with listening(broker) as heard, client_of(broker) as client:
+            with view_of(config_for(broker.port)) as view:
+                await heard.until("status")
+                await client.publish(f"{PREFIX}/points/request", b"", qos=1)
+                await heard.until("event")  # there are none yet
+                view.show_event(written)
+                await heard.until("snapshot")
+                request = json.dumps({"id": "me-1", "max_points": 12_000})
+                await client.publish(f"{PREFIX}/points/request", request, qos=1)
+                await heard.until("points", 2)
+                await client.publish(f"{PREFIX}/points/request", b"", qos=1)
+                await heard.until("points", 5)
+        return heard
+
+    written = write_snapshot_of_points(tmp_path)
+    with running_broker(tmp_path) as broker:
+        heard = asyncio.run(run(broker))
+    refused = heard.records["event"][0]
+    assert refused == {"event": "PointsRefused", "detail": "there is no snapshot yet"}
+    payloads = heard.records["points"]
+    assert max(map(len, payloads)) < 128_000
+    assert "points" not in heard.retained
+    chunks = [read_ply(payload) for payload in payloads]
+    assert [len(vertices) for _, vertices in chunks] == [8_000, 4_000, 8_000, 8_000, 4_000]
+    numbers = " ".join(repr(x) for row in ENU_FROM_MAP for x in row)
+    assert chunks[1][0] == [
+        "chunk 2 of 2",
+        "snapshot 2",
+        "points 12000 of 20000",
+        "world east north up in metres of latitude longitude altitude 47.0 8.0 0.0",
+        f"enu_from_map {numbers}",
+        "request me-1",
+    ]
+    whole = np.concatenate([vertices for _, vertices in chunks[2:]])
+    assert sorted(whole["x"].tolist()) == list(range(NUM_POINTS))
+    np.testing.assert_array_equal(whole["y"], -whole["x"])
+    np.testing.assert_array_equal(whole["red"], whole["x"] % 256)
+    assert set(whole["z"].tolist()) == {0.25}
+    spread = np.concatenate([vertices for _, vertices in chunks[:2]])["x"]
+    assert (spread.min(), spread.max()) == (0, NUM_POINTS - 1)
+
+
+@pytest.mark.network
+def test_requests_for_points_are_one_at_a_time_and_can_be_forbidden(tmp_path: Path) -> None:
+    async def run(broker: Broker, *settings: str) -> Heard:
+        async with listening(broker) as heard, client_of(broker) as client:
+            with view_of(config_for(broker.port, *settings)) as view:
+                await heard.until("status")
+                view.show_event(written)
+                await heard.until("snapshot")
+                for payload in (b"7", b"", b"", b"", b""):
+                    await client.publish(f"{PREFIX}/points/request", payload, qos=1)
+                await heard.until("points/request", 5)
+                await heard.until("metrics", 2)  # so the view had its turn
+        return heard
+
+    written = write_snapshot_of_points(tmp_path)
+    with running_broker(tmp_path) as broker:
+        allowed = asyncio.run(run(broker))
+        forbidden = asyncio.run(run(broker, "mqtt.max_points=0"))
+    details = [record["detail"] for record in allowed.records["event"]]
+    assert details[0].startswith("neither empty nor a JSON object")
+    assert any("ask again later" in detail for detail in details[1:])
+    assert not forbidden.records["points"]
+    assert not forbidden.records["event"]
+
+
+def test_a_snapshot_that_is_gone_or_damaged_is_no_points(tmp_path: Path) -> None:
+    folder = Path(write_snapshot_of_points(tmp_path).path)
+    whole = read_map_points(folder, PointsRequest(), max_points=5)
+    assert isinstance(whole, MapPoints)
+    points = folder / "sparse" / "0" / "points3D.bin"
+    points.write_bytes(points.read_bytes()[:-3])
+    for _ in range(2):
+        found = read_map_points(folder, PointsRequest(), max_points=5)
+        assert isinstance(found, str)
+        assert str(tmp_path) not in found
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("payload", "request_"),
+    [
+        (b"", PointsRequest()),
+        (b" {} ", PointsRequest()),
+        (b'{"id": 7, "max_points": 5}', PointsRequest(request_id="7", max_points=5)),
+        (b'{"max_points": 0}', None),
+        (b'{"id": "a\\nelement vertex 9"}', None),
+        (b"all", None),
+        (b'{"id": "' + b"x" * 2_000 + b'"}', None),
+    ],
+)
+def test_a_request_is_empty_or_a_json_object(
+    payload: bytes, request_: PointsRequest | None
+) -> None:
+    assert read_request(payload) == request_
 
 
 DYING = """
@@ -632,9 +888,9 @@ def test_it_speaks_over_tls_with_a_password(
     ],
 )
 def test_each_event_has_its_topic_or_none(event: Event, channel: Channel | None) -> None:
-    message = message_of(event)
-    assert (message.channel if message else None) == channel
-    if message is not None:
+    messages = messages_of(event, Context())
+    assert [message.channel for message in messages] == ([] if channel is None else [channel])
+    for message in messages:
         assert isinstance(json.loads(message.payload), dict)
 
 

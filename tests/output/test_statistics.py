@@ -22,6 +22,7 @@ from engine.events import (
     RunPart,
     SnapshotWritten,
     SourceChanged,
+    SourceOpened,
     Warned,
     WeakPairsMatched,
     WindowPurpose,
@@ -62,6 +63,10 @@ def dropped(reason: DropReason, *, frame_id: FrameId | None = None) -> FrameDrop
         reason=reason,
         detail="",
     )
+
+
+def opened(*, is_live: bool) -> SourceOpened:
+    return SourceOpened(source="a", address="a", prefix="", is_live=is_live, fingerprint="")
 
 
 def posed(number: int, *, latency_s: float, is_keyframe: bool) -> FramePosed:
@@ -238,6 +243,7 @@ def test_the_time_to_the_first_map_is_not_that_of_a_better_one_later() -> None:
 
 def test_latencies_are_percentiles_between_the_nearest_two() -> None:
     statistics = RunStatistics()
+    statistics(opened(is_live=True))
     for number in range(1, 22):  # 10, 20, ..., 210 ms: 20 gaps
         statistics(posed(number, latency_s=0.01 * number, is_keyframe=number in (1, 3)))
     latency_ms = statistics.figures()["latency_ms"]
@@ -250,9 +256,18 @@ def test_latencies_are_percentiles_between_the_nearest_two() -> None:
 
 def test_the_figures_are_json_with_a_decimal_at_most_in_latencies() -> None:
     statistics = RunStatistics()
+    statistics(opened(is_live=True))
     statistics(posed(1, latency_s=1.0 / 3.0, is_keyframe=True))
     figures = json.loads(json.dumps(statistics.figures(), allow_nan=False))
     assert figures["latency_ms"]["frames"] == {"p50": 333.3, "p95": 333.3, "max": 333.3}
+
+
+def test_files_wait_so_their_latency_is_no_figure() -> None:
+    statistics = RunStatistics()
+    statistics(opened(is_live=False))
+    statistics(posed(1, latency_s=32.5, is_keyframe=True))
+    nothing = {"p50": None, "p95": None, "max": None}
+    assert statistics.figures()["latency_ms"] == {"keyframes": nothing, "frames": nothing}
 
 
 def window(verdict: WindowVerdict, *, cpu_s: float) -> WindowSolved:
@@ -333,7 +348,12 @@ def test_the_summary_holds_the_figures_of_the_run_and_of_its_map() -> None:
         ),
     )
     summary = summary_figures(
-        statistics, figures, LoadStatistics(), wall_s=12.0, stopped_by="signal"
+        statistics,
+        figures,
+        LoadStatistics(),
+        wall_s=12.0,
+        stopped_by="signal",
+        is_metric=False,
     )
     assert statistics.figures().items() <= summary.items()
     of_map = {
@@ -349,6 +369,7 @@ def test_the_summary_holds_the_figures_of_the_run_and_of_its_map() -> None:
         "georeference": None,
         "not_georeferenced": "",
         "gps_rmse_m": 1.5,
+        "unit": "map units",
         "metres_per_map_unit": None,
     }
     assert of_map.items() <= summary.items()

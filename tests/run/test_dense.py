@@ -7,6 +7,7 @@ import errno
 import functools
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+import engine.dense.dense_map as dense_map_module
 import engine.run.dense as dense_module
 import engine.run.engine as engine_module
 from engine.dense_types import (
     DenseCloud,
+    DensePoints,
     DepthEstimate,
     DepthProblem,
+    DepthStatus,
 )
 from engine.errors import JournalError
 from engine.mapping.mapper import Mapper
@@ -265,6 +269,76 @@ def test_depth_that_cannot_be_written_is_counted(
     assert outcome.num_registered == NUM_FRAMES
     assert written.summary["dense"]["keyframes_without"] == {"not_written": NUM_FRAMES}
     assert written.summary["failed_writes"] == NUM_FRAMES
+
+
+def test_what_the_map_moved_is_made_again_within_the_budget_and_before_what_is_new(
+    tmp_path: Path, estimates: Callable[[Estimate], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every keyframe that has depth counts as moved; there is room for ten depth maps."""
+    room = 10
+    problems: list[FrameId] = []
+
+    def watched(problem: DepthProblem, *args: Any) -> DepthEstimate:
+        problems.append(problem.view.frame_id)
+        return made(problem, *args)
+
+    class Ten(CpuBudget):
+        def has_room_for(self, cpu_s: float) -> bool:
+            return len(problems) + cpu_s / dense_module._EXPECTED_CPU_S <= room
+
+    estimates(watched)
+    budget = Ten(0.5, used_s=lambda: 0.0, spent_s=lambda: 0.0)
+    of_ten = functools.partial(DenseMaking, clock=lambda: 0.0, budget=budget)
+    monkeypatch.setattr(engine_module, "DenseMaking", of_ten)
+    monkeypatch.setattr(dense_module, "_SMOOTHING", 0.0)
+    monkeypatch.setattr(dense_module, "_POINTS_CPU_S", 0.0)
+    monkeypatch.setattr(dense_map_module, "_OUTDATED_ERROR_RATIO", -1.0)
+    _, written = a_run(tmp_path / "run")
+    assert len(problems) <= room
+    figures = written.summary["dense"]
+    assert figures["made_again"] > 0
+    assert figures["outdated"] == figures["keyframes_with_depth"]
+    assert figures["keyframes_with_depth"] + figures["made_again"] == len(problems)
+    assert figures["keyframes_without"]["budget"] == NUM_FRAMES - figures["keyframes_with_depth"]
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_depth_that_cannot_be_read_any_more_is_not_counted_as_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = DepthStore.points
+
+    def is_broken(self: DepthStore, frame_id: FrameId) -> DensePoints | None:
+        return None if frame_id == 3 else read(self, frame_id)
+
+    monkeypatch.setattr(DepthStore, "points", is_broken)
+    _, written = a_run(tmp_path / "run")
+    figures = written.summary["dense"]
+    assert figures["keyframes_with_depth"] == NUM_FRAMES - 1
+    assert figures["keyframes_without"] == {"lost": 1}
+
+
+@pytest.mark.usefixtures("_without_budget")
+def test_a_keyframe_whose_depth_cannot_be_made_again_keeps_the_former_one(
+    tmp_path: Path, estimates: Callable[[Estimate], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: Counter[FrameId] = Counter()
+
+    def once(problem: DepthProblem, *args: Any) -> DepthEstimate:
+        times[problem.view.frame_id] += 1
+        if times[problem.view.frame_id] == 1:
+            return made(problem, *args)
+        status = DepthStatus.NOTHING_AGREES
+        return DepthEstimate(status=status, reason="blurred", depth_map=None, cpu_s=0.0)
+
+    estimates(once)
+    monkeypatch.setattr(dense_map_module, "_OUTDATED_ERROR_RATIO", 0.0)
+    monkeypatch.setattr(dense_map_module, "_UNCHANGED", 0.0)
+    _, written = a_run(tmp_path / "run")
+    assert max(times.values()) > 1
+    figures = written.summary["dense"]
+    assert figures["keyframes_with_depth"] == NUM_FRAMES
+    assert figures["keyframes_without"] == {}
 
 
 @pytest.mark.usefixtures("_without_budget")

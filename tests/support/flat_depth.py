@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from engine.dense.depth import DepthOptions
+from engine.dense.depth import DepthOptions, SeeDepth
 from engine.dense_types import DenseImage, DepthEstimate, DepthMap, DepthProblem, DepthStatus
 from engine.geometry import compose_poses, invert_pose, transform_points
 from engine.types import FrameId
@@ -38,10 +38,13 @@ def flat_depth(problem: DepthProblem) -> DepthMap:
 
 
 def made(
-    problem: DepthProblem, images: Mapping[FrameId, DenseImage], options: DepthOptions
+    problem: DepthProblem,
+    images: Mapping[FrameId, DenseImage],
+    options: DepthOptions,
+    see_depth: SeeDepth | None = None,
 ) -> DepthEstimate:
     """An estimate that always succeeds, whatever the images show."""
-    del images, options
+    del images, options, see_depth
     return DepthEstimate(
         status=DepthStatus.MADE, reason="flat", depth_map=flat_depth(problem), cpu_s=0.001
     )

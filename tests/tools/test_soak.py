@@ -43,6 +43,7 @@ def samples_of(
             rss_mb=320 + mb_per_keyframe * number,
             num_threads=14 + int(rng.integers(0, 3)),
             num_fds=22 + int(rng.integers(0, 2)) + int(fds_per_keyframe * number),
+            cpu_s=0.1 * number + 1e-4 * number * number,
         )
         for number in range(5, 605, 5)
     ]
@@ -54,6 +55,10 @@ def test_growth_is_found_in_spite_of_noise_and_jumps(soak: ModuleType) -> None:
     is_kept, lines = soak.report(figures, max_mb=0.15)
     assert not is_kept
     assert sum(line.startswith("NO") for line in lines) == 1
+    # From keyframe 200 on, tenths of 40 keyframes: 0.1 s and twice their middle's 1e-4 s.
+    first_ms, last_ms = figures.cpu_ms_per_keyframe
+    assert 140 < first_ms < 150
+    assert 215 < last_ms < 220
 
 
 def test_memory_that_stays_and_counts_that_go_up_and_down_are_good(soak: ModuleType) -> None:

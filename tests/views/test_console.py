@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from adapters.live.run_counters import RunCounters
 from adapters.views.console import ConsoleView, build_panel, format_elapsed
 from adapters.views.log_lines import DROPS_LOGGED_EACH, LogLevel, log_line_of
 from engine.events import (
+    ALSO_AN_EVENT,
     BundleAdjusted,
     CameraDoubted,
     CameraSplit,
@@ -22,6 +24,7 @@ from engine.events import (
     FramePosed,
     FrameReceived,
     FrameRegistered,
+    Georeferenced,
     KeyframeAdded,
     LoopClosed,
     MainMapChanged,
@@ -32,6 +35,7 @@ from engine.events import (
     RegistrationFailed,
     RunFinished,
     SnapshotWritten,
+    SourceOpened,
     VerdictChanged,
     Warned,
     WindowPurpose,
@@ -78,6 +82,10 @@ def posed(frame_id: int, latency_s: float) -> FramePosed:
     )
 
 
+def opened(*, is_live: bool) -> SourceOpened:
+    return SourceOpened(source="a", address="a", prefix="", is_live=is_live, fingerprint="")
+
+
 def registered(frame_id: int, num_registered: int, num_points3D: int) -> FrameRegistered:
     return FrameRegistered(
         at_s=1.0,
@@ -91,7 +99,7 @@ def registered(frame_id: int, num_registered: int, num_points3D: int) -> FrameRe
     )
 
 
-def a_short_run() -> list[Event]:
+def a_short_run(*, is_live: bool = True) -> list[Event]:
     first, third = FrameId(1), FrameId(3)
     received = [
         FrameReceived(at_s=0.1 * i, frame_id=FrameId(i), index=i - 1, captured_at_s=0.1 * i)
@@ -111,6 +119,7 @@ def a_short_run() -> list[Event]:
         for frame_id in (first, third)
     ]
     return [
+        opened(is_live=is_live),
         *received,
         *keyframes,
         MapInitialized(at_s=0.6, first=first, second=third, num_points3D=120, attempt=1),
@@ -170,6 +179,7 @@ def test_a_new_start_of_the_map_resets_what_is_registered() -> None:
 
 def test_latency_percentiles_are_of_the_latest_frames_only() -> None:
     counters = RunCounters()
+    counters.update(opened(is_live=True))
     assert counters.latency_percentiles_s() is None
     for frame_id in range(1, 1001):
         counters.update(posed(frame_id, latency_s=10.0 if frame_id <= 500 else 0.1))
@@ -290,7 +300,7 @@ def test_a_window_is_logged_when_it_changed_the_map() -> None:
         assert log_line_of(window(verdict), RunCounters()) is None
 
 
-@pytest.mark.parametrize(("is_applied", "ending"), [(False, ""), (True, ", applied")])
+@pytest.mark.parametrize(("is_applied", "ending"), [(False, ""), (True, "; it is in metres now")])
 def test_the_length_of_the_map_s_unit_is_logged(is_applied: bool, ending: str) -> None:
     event = MetricScaleEstimated(
         at_s=1.0,
@@ -301,7 +311,25 @@ def test_the_length_of_the_map_s_unit_is_logged(is_applied: bool, ending: str) -
     )
     log_line = log_line_of(event, RunCounters())
     assert log_line is not None
-    assert log_line.text == f"the map's unit is 25.32 m by depths seen{ending}"
+    assert log_line.text == f"a unit of the map is 25.32 m by depths seen{ending}"
+
+
+def test_the_line_of_a_georeference_says_which_unit_is_meant() -> None:
+    event = Georeferenced(
+        origin_latitude_deg=46.8,
+        origin_longitude_deg=-92.0,
+        origin_altitude_m=198.0,
+        metres_per_map_unit=13.44,
+        num_fixes=18,
+        rmse_m=0.42,
+        rejected_ids=(),
+    )
+    log_line = log_line_of(event, RunCounters())
+    assert log_line is not None
+    assert log_line.text == (
+        "map laid onto 18 GPS positions: 0.42 m rms; snapshots are in metres (a map unit is"
+        " 13.44 m)"
+    )
 
 
 def test_thousands_of_drops_are_logged_a_few_times_with_their_number() -> None:
@@ -346,9 +374,72 @@ def test_a_stream_that_is_no_terminal_gets_plain_lines_without_control_codes() -
     )
 
 
+def test_files_wait_so_nothing_is_said_of_their_latency() -> None:
+    stream = io.StringIO()
+    view = ConsoleView(10, stream=stream, clock=FakeClock())
+    counters = RunCounters()
+    for event in a_short_run(is_live=False):
+        view.show_event(event)
+        counters.update(event)
+    view.close()
+    panel = io.StringIO()
+    from rich.console import Console
+
+    Console(file=panel, width=80).print(build_panel(counters, total_frames=10, elapsed="00:01"))
+
+    assert counters.frames_posed == 4
+    assert counters.latency_percentiles_s() is None
+    assert "registered 3" in stream.getvalue()
+    assert "registered" in panel.getvalue()
+    for word in ("latency", "p95"):
+        assert word not in stream.getvalue()
+        assert word not in panel.getvalue()
+
+
+def test_a_line_that_is_an_event_too_is_not_shown_twice_while_the_view_is_open() -> None:
+    def record(**extra: bool) -> logging.LogRecord:
+        return logging.makeLogRecord({"msg": "the disk is slow", **extra})
+
+    view = ConsoleView(10, stream=io.StringIO(), clock=FakeClock())
+    assert view.shows_as_event(record(**ALSO_AN_EVENT))
+    assert not view.shows_as_event(record())
+    view.close()
+    assert not view.shows_as_event(record(**ALSO_AN_EVENT))
+
+
+def test_an_address_is_never_broken_in_two_above_the_panel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "60")
+    stream = FakeTerminal()
+    view = ConsoleView(10, stream=stream, clock=FakeClock())
+    address = f"rtsp://camera.example:8554/{'a' * 70}"
+    view.show_event(Warned(message=f"the camera is lost, connected to {address} before"))
+    view.close()
+    assert address in stream.getvalue()
+
+
+def test_sentences_above_the_panel_go_on_below_their_own_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "dumb-no-colour")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = FakeTerminal()
+    view = ConsoleView(10, stream=stream, clock=FakeClock())
+    view.show_event(Warned(message="the loop stalled while a snapshot was written to the disk"))
+    view.close()
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    first = next(i for i, line in enumerate(lines) if "the loop stalled" in line)
+    assert lines[first].endswith("00:00  warning: the loop stalled while a")
+    assert lines[first + 1] == "       snapshot was written to the disk"
+
+
 def test_a_plain_status_line_comes_every_two_seconds_and_not_more_often() -> None:
     stream, clock = io.StringIO(), FakeClock()
     view = ConsoleView(None, stream=stream, clock=clock)
+    view.show_event(opened(is_live=True))
     for frame_id in range(1, 101):  # ten seconds
         clock.now_s += 0.1
         view.show_event(posed(frame_id, latency_s=0.02))
@@ -393,6 +484,7 @@ def test_the_panel_shows_every_figure_in_full_at_common_widths(width: int) -> No
         reprojection_error_px=0.61,
         loops=12,
         snapshots=40,
+        has_live_source=True,
     )
     for frame_id in range(20):
         counters.update(posed(frame_id, latency_s=1.234))

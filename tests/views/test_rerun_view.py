@@ -45,6 +45,7 @@ from engine.events import (
     RunFinished,
     RunStarted,
     SnapshotWritten,
+    SourceOpened,
     VerdictChanged,
     Warned,
 )
@@ -69,6 +70,7 @@ from tests.support.waiting import HANG_S, block_until
 
 WIDTH, HEIGHT, FOCAL_PX = 96, 64, 80.0
 NUM_FRAMES = 30
+LIVE = SourceOpened(at_s=0.0, source="a", address="", prefix="", is_live=True, fingerprint="")
 POINTS_PER_KEYFRAME = 40
 CONFIG = ViewsConfig(grpc_port=0, web_port=0)
 
@@ -206,6 +208,7 @@ def show_a_run(view: RerunView) -> dict[int, bytes]:
     """A run of ``NUM_FRAMES`` frames with one of each event; returns the JPEGs as received."""
     first, third = FrameId(1), FrameId(3)
     view.show_event(RunStarted(at_s=0.0, sources=("synthetic",), matcher="sift"))
+    view.show_event(LIVE)
     received = {}
     for frame_id in range(1, NUM_FRAMES + 1):
         received[frame_id] = encode(picture(frame_id))
@@ -844,7 +847,7 @@ def fetch_late(
 def fetch(view: RerunView, path: Path) -> dict[str, Rows]:
     """What a viewer gets until no more comes for a while."""
     assert view.viewer_command is not None
-    grpc_url = view.viewer_command.removeprefix("rerun ")
+    grpc_url = view.viewer_command.split()[-1]
     command = [viewer_program(), "--bind", "127.0.0.1", "--save", str(path), "--connect", grpc_url]
     client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -869,6 +872,22 @@ def test_who_connects_late_gets_the_run_from_its_beginning(tmp_path: Path) -> No
         view.close()
 
     assert frames_of(rows) == list(range(1, NUM_FRAMES + 1))
+
+
+@pytest.mark.network
+@pytest.mark.filterwarnings("ignore:RRD file has no footer")
+def test_a_view_that_stays_gives_the_run_to_who_comes_after_its_end(tmp_path: Path) -> None:
+    view = RerunView.open(
+        "test", mode=ViewMode.SERVE, recording_path=None, config=CONFIG, stays=True
+    )
+    try:
+        show_a_run(view)
+        view.close()
+        rows = fetch_late(view, tmp_path, is_whole=lambda rows: "/metrics/registered" in rows)
+    finally:
+        view.end()
+    assert rows["/metrics/registered"]
+    assert not view.has_viewers
 
 
 @pytest.mark.network
@@ -915,6 +934,7 @@ def test_a_full_recording_goes_on_without_images_and_ends_with_the_map(tmp_path:
     config = CONFIG.model_copy(update={"max_recording_mb": 1})
     view = RerunView.open("test", mode=ViewMode.RECORD, recording_path=path, config=config)
     noise = np.random.default_rng(0)
+    view.show_event(LIVE)
     for frame_id in range(1, 201):  # 10 MB
         view.show_frame(frame(frame_id, jpeg=noise.bytes(50_000)), frame_pose(frame_id))
         view.show_event(posed(frame_id))

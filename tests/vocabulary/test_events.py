@@ -17,6 +17,7 @@ from engine.events import (
     CommandTaken,
     ComponentJoined,
     ComponentStarted,
+    ControlPointsUsed,
     CropFound,
     DenseMapWritten,
     DepthEstimated,
@@ -304,6 +305,15 @@ EVENTS: tuple[Event, ...] = (
         num_fixes=13,
         rmse_m=0.4,
         rejected_ids=(TWO,),
+    ),
+    ControlPointsUsed(
+        at_s=0.5,
+        num_control=5,
+        num_check=2,
+        rejected=("P3",),
+        rmse_m=0.04,
+        check_rmse_m=0.06,
+        metres_per_map_unit=1.01,
     ),
     SnapshotWritten(
         at_s=0.5,

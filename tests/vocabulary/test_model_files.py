@@ -14,6 +14,7 @@ from engine.model_files import (
     ModelFileError,
     check_model_files,
     is_safe_image_name,
+    read_points,
 )
 
 FILES = ("cameras.bin", "rigs.bin", "frames.bin", "images.bin", "points3D.bin")
@@ -161,3 +162,21 @@ def test_names_below_the_folder_of_images_are_safe(name: str) -> None:
 def test_names_that_lead_elsewhere_are_not(name: str) -> None:
     assert not is_safe_image_name(name)
     assert not is_safe_image_name("x" * 1001)
+
+
+def test_points_are_read_without_their_tracks(tmp_path: Path) -> None:
+    reconstruction = pycolmap.synthesize_dataset(pycolmap.SyntheticDatasetOptions())
+    reconstruction.write_binary(tmp_path)
+    positions, colors = read_points(tmp_path / "points3D.bin")
+    points = reconstruction.points3D
+    assert len(positions) == len(points) > 10
+    by_place = {tuple(point.xyz): tuple(point.color) for point in points.values()}
+    assert {
+        tuple(place): tuple(color)
+        for place, color in zip(positions.tolist(), colors.tolist(), strict=True)
+    } == by_place
+    data = (tmp_path / "points3D.bin").read_bytes()
+    for bad in (data[:-1], data + b"x", b"\xff" * 8 + data[8:]):
+        (tmp_path / "points3D.bin").write_bytes(bad)
+        with pytest.raises(ModelFileError):
+            read_points(tmp_path / "points3D.bin")

@@ -480,19 +480,31 @@ def test_photos_are_reconstructed_with_windows_and_views_where_there_is_no_torch
     assert (out / "recording.rrd").stat().st_size > 10_000
 
 
-def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused_in_one_line_and_leaves_no_folder(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    out = tmp_path / "run"
-    written = assert_nothing_made(reconstruct(tmp_path / "photos", out), out)
-    (warning,) = written.warnings()
-    assert "no image in this folder" in warning
+    refused = reconstruct(tmp_path / "photos", tmp_path / "run")
+    assert refused.exit_code == cli.REFUSED
+    (line,) = refused.output.splitlines()
+    assert line.startswith(f"livesfm: {tmp_path / 'photos'}: no image in this folder")
+    assert os.listdir(tmp_path) == ["photos"]
+
+
+def test_a_run_to_which_no_frame_came_leaves_no_folder(tmp_path: Path) -> None:
+    nothing = reconstruct(
+        f"watch:{tmp_path}", tmp_path / "runs" / "a", "--set", "live_sources.give_up_after_s=0.1"
+    )
+    assert nothing.exit_code == cli.NOTHING_MADE, nothing.output
+    assert nothing.stdout.splitlines()[-1].startswith("no frame came, see above")
+    assert os.listdir(tmp_path / "runs") == []
 
 
 def test_one_photo_makes_no_map(tmp_path: Path, plain_pictures: Sequence[Uint8Array]) -> None:
     out = tmp_path / "run"
     photo = save(tmp_path / "photo.jpg", plain_pictures[0])
-    written = assert_nothing_made(reconstruct(photo, out), out)
+    result = reconstruct(photo, out)
+    written = assert_nothing_made(result, out)
     assert written.statuses == ["keyframe"]
+    assert "there is one keyframe only, and a map needs several" in result.stdout.splitlines()[-1]
 
 
 def test_the_same_file_twice_is_a_counted_drop(
@@ -512,6 +524,42 @@ def test_two_photos_from_one_place_make_no_map(
     save(tmp_path / "photos" / "b.jpg", plain_pictures[0])
     written = assert_nothing_made(reconstruct(tmp_path / "photos", out), out)
     assert written.statuses == ["keyframe"] * 2
+
+
+@pytest.mark.slow
+def test_a_tripod_makes_no_map_out_of_noise(tmp_path: Path, town: SyntheticTown) -> None:
+    out, rng, view = tmp_path / "run", np.random.default_rng(0), town.render(0).pixels
+    noisy = [
+        np.clip(view + rng.normal(0.0, 3.0, view.shape), 0, 255).astype(np.uint8) for _ in range(8)
+    ]
+    result = reconstruct(save_all(tmp_path / "photos", noisy), out)
+    written = assert_nothing_made(result, out)
+    assert written.statuses == ["keyframe"] * 8
+    assert len(written.of_kind("PairVerified")) > 8, "they do match"
+    assert "no two show the same things from clearly different places" in result.stdout
+
+
+@pytest.mark.slow
+def test_copies_of_photos_lie_where_their_originals_do(
+    tmp_path: Path, pictures: Sequence[Uint8Array]
+) -> None:
+    folder, out, num = tmp_path / "photos", tmp_path / "run", 7
+    folder.mkdir()
+    for number, pixels in enumerate(pictures[:num]):
+        bgr = np.ascontiguousarray(pixels[:, :, ::-1])
+        for quality in (95, 70):  # neighbours that differ in their bytes
+            path = folder / f"{number}_{quality}.jpg"
+            assert cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        shutil.copy(folder / f"{number}_95.jpg", folder / f"copy_{number}.jpg")  # far from it
+    written = assert_reconstructed(reconstruct(folder, out), out, num=3 * num)
+    assert written.statuses == ["keyframe"] * (3 * num)
+    model = model_of(out)
+    centers = {image.name: image.projection_center() for image in model.images.values()}
+    originals = np.array([centers[f"{number}_95.jpg"] for number in range(num)])
+    extent = float(np.linalg.norm(np.ptp(originals, axis=0)))
+    for name in ("{}_70.jpg", "copy_{}.jpg"):
+        copies = np.array([centers[name.format(number)] for number in range(num)])
+        assert np.linalg.norm(copies - originals, axis=1).max() < 0.01 * extent
 
 
 def turned(pixels: Uint8Array, *, num: int) -> list[Uint8Array]:
@@ -672,15 +720,15 @@ def test_a_truncated_video_is_reconstructed_up_to_where_it_ends(
     assert "file ends" in written.of_kind("FrameDropped")[-1]["detail"]
 
 
-def test_a_video_cut_to_nothing_is_told(
+def test_a_video_cut_to_nothing_is_refused_and_leaves_no_folder(
     tmp_path: Path, plain_pictures: Sequence[Uint8Array]
 ) -> None:
-    out = tmp_path / "run"
     video = write_video(tmp_path / "clip.mp4", plain_pictures[:2])
     video.write_bytes(video.read_bytes()[:40])
-    written = assert_nothing_made(reconstruct(video, out), out)
-    (warning,) = written.warnings()
-    assert "holds no video that can be decoded" in warning
+    refused = reconstruct(video, tmp_path / "run")
+    assert refused.exit_code == cli.REFUSED
+    assert "holds no video that can be decoded" in refused.output
+    assert os.listdir(tmp_path) == ["clip.mp4"]
 
 
 def test_a_folder_that_exists_is_refused_until_it_may_be_replaced(

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from adapters.calibrations.by_camera import CalibrationsByCamera
-from adapters.launch import LaunchOptions, count_frame_ids, limit_library_threads, open_engine
+from adapters.launch import (
+    LaunchOptions,
+    count_frame_ids,
+    limit_library_threads,
+    open_engine,
+    report_at_end,
+)
 from adapters.native_log import descriptor_captured
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, load_config
@@ -161,6 +167,7 @@ class Run:
             views=[self._view],
             requests=self._requests,
         )
+        self._config = config
         self._path = path
         self._outcome: RunOutcome | None = None
         self._error: BaseException | None = None
@@ -343,6 +350,7 @@ class Run:
                 finally:
                     if self._outcome is None or not self._outcome.num_hangs:
                         runner.close()  # else it would wait for what hangs
+                report_at_end(self._config, self._outcome.path)
         except BaseException as error:  # noqa: BLE001 - `finish` raises it
             self._error = error
         finally:

@@ -30,10 +30,12 @@ from adapters.matchers.mast3r.images import (
 from adapters.matchers.mast3r.pair_matches import (
     DecodedPairs,
     ImageFrame,
+    PointMap,
     match_pairs,
     no_matches,
 )
 from adapters.matchers.mast3r.token_store import TokenStore
+from engine.dense_types import SeenDepth
 from engine.errors import InferenceError
 from engine.types import Features, Frame, FrameId, ImagePair, MatchRequest, PairMatches
 
@@ -249,6 +251,38 @@ class Mast3rMatcher:
                         matched[idx] = matches
                     done += len(batch)
         return matched
+
+    def seen_depth(self, frame_id: FrameId, neighbour_id: FrameId) -> SeenDepth | None:
+        """The depth of a keyframe by its pointmap beside another one, where it is confident.
+
+        Raises:
+            InferenceError: there is no room for a single pair, or tokens cannot be read back.
+        """
+        if not (self.is_encoded(frame_id) and self.is_encoded(neighbour_id)):
+            return None
+        image = self._images[frame_id]
+        try:
+            with self._one_at_a_time():
+                tokens1, tokens2 = self._tokens.get([frame_id, neighbour_id])
+                view, _ = self._network.decode(
+                    tokens1[None],
+                    tokens2[None],
+                    grid1=image.grid,
+                    grid2=self._images[neighbour_id].grid,
+                    with_points=True,
+                )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InferenceError(f"{self._device.name} has no room for a single pair") from error
+        points = PointMap.of(view, 0)
+        if points is None:
+            return None
+        return SeenDepth(
+            depth=points.confident_depth(),
+            scale_xy=image.mapping.scale_xy,
+            offset_xy=image.mapping.offset_xy,
+        )
 
     def _match_or_halve(self, requests: Sequence[MatchRequest]) -> list[PairMatches] | None:
         """The matches of a batch; None when it must be tried again with a smaller one."""

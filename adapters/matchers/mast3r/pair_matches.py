@@ -32,6 +32,7 @@ from engine.types import (
 if TYPE_CHECKING:
     from engine.config import Mast3rConfig
 
+_LEAST_CONFIDENCE = 1.5  # of points that are used; the network's least is 1
 _MAX_CONFIDENCE = 1e9  # 1 when squeezed into 0..1, and its square is finite
 
 Views = tuple[ViewOutput, ViewOutput]  # a decode's outputs for the first and for the second images
@@ -191,8 +192,8 @@ def _in_original_px(
     request: MatchRequest, ends: _Ends, decoded: DecodedPairs, pair: int
 ) -> PairMatches:
     image1, image2 = decoded.images1[pair], decoded.images2[pair]
-    own_view1 = _PointMap.of(decoded.first_leads[0], pair)
-    own_view2 = _PointMap.of(decoded.second_leads[1], pair) if decoded.second_leads else None
+    own_view1 = PointMap.of(decoded.first_leads[0], pair)
+    own_view2 = PointMap.of(decoded.second_leads[1], pair) if decoded.second_leads else None
     depths_m = np.zeros((len(ends.rows), 2), np.float32)
     if decoded.is_metric:
         depths_m[:, 0] = _depths_m(own_view1, ends.points1_xy)
@@ -213,14 +214,14 @@ def _in_original_px(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _PointMap:
+class PointMap:
     """Points of one image in its own camera, and their confidence."""
 
     points3D: NDArray[np.float32]  # (H, W, 3)
     confidence: Float32Array  # (H, W)
 
     @classmethod
-    def of(cls, view: ViewOutput, pair: int) -> _PointMap | None:
+    def of(cls, view: ViewOutput, pair: int) -> PointMap | None:
         """One image of a decoded batch; None when points were not wanted."""
         if view.points3D is None or view.confidence is None:
             return None
@@ -229,8 +230,15 @@ class _PointMap:
             confidence=view.confidence[pair].cpu().numpy(),
         )
 
+    def confident_depth(self) -> Float32Array:
+        """Depths (H, W) along the optical axis; 0: unknown."""
+        depth = self.points3D[..., 2]
+        with np.errstate(invalid="ignore"):
+            known = np.isfinite(depth) & (depth > 0) & (self.confidence >= _LEAST_CONFIDENCE)
+        return np.where(known, depth, np.float32(0.0))
 
-def _depths_m(points: _PointMap | None, points_xy: Float64Array) -> Float32Array:
+
+def _depths_m(points: PointMap | None, points_xy: Float64Array) -> Float32Array:
     """Depths (M,) at network px; 0: unknown."""
     if points is None:
         return np.zeros(len(points_xy), np.float32)
@@ -239,7 +247,7 @@ def _depths_m(points: _PointMap | None, points_xy: Float64Array) -> Float32Array
     return np.where(known, depths, 0.0).astype(np.float32)
 
 
-def _focal_px(points: _PointMap | None, image: ImageFrame) -> float:
+def _focal_px(points: PointMap | None, image: ImageFrame) -> float:
     """The focal length in px of the original image; 0: unknown."""
     if points is None:
         return 0.0

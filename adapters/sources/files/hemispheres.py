@@ -12,6 +12,7 @@ from adapters.images.drone_tags import with_drone_tags
 from adapters.images.exif import Exif, read_exif
 from adapters.images.heif import is_heif
 from engine.config import SourcesConfig
+from engine.events import ALSO_AN_EVENT
 from engine.regular_files import read_regular_file, read_regular_head
 from engine.types import GpsFix
 
@@ -92,7 +93,7 @@ class Hemispheres:
                 f"positions without letters are taken for {' and '.join(letters)}, as that of"
                 f" {file} is"
             )
-            logger.warning("%s: %s", self._label, self._words)
+            logger.warning("%s: %s", self._label, self._words, extra=ALSO_AN_EVENT)
             return signs
         return None
 

@@ -22,6 +22,7 @@ from adapters.sources.files.photo_search import FoundImages, find_images
 from adapters.sources.files.position_files import NamedPositions, PhotoPositions
 from engine.config import SourcesConfig
 from engine.errors import SourceError
+from engine.events import ALSO_AN_EVENT
 from engine.ports import FrameIds
 from engine.regular_files import read_regular_file
 from engine.types import (
@@ -169,7 +170,7 @@ class ImageFolder:
         if self._positions.words:
             words += f"; {self._positions.words}"
         if not num_named:
-            logger.warning("%s: %s", self._label, words)
+            logger.warning("%s: %s", self._label, words, extra=ALSO_AN_EVENT)
         return words
 
     def _read(self, stop: threading.Event) -> Generator[Item, None, None]:

@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -46,12 +46,7 @@ class NamedPositions:
         Where no name fits, one with another ending does (IMG_1.HEIC for IMG_1.jpg), if only one
         row has it. A name that is that of several photos, of different folders, is used for none.
         """
-        photos = list(photos)
-        names = {photo: name for photo in photos if (name := _name_of(photo, self.by_name))}
-        stems = _stems(set(self.by_name) - set(names.values()))
-        for photo in photos:
-            if photo not in names and (stem := _name_of(photo, stems)) is not None:
-                names[photo] = stems[stem]
+        names = names_of_photos(photos, self.by_name)
         folders: dict[str, set[PurePosixPath]] = {}
         for photo, name in names.items():
             folders.setdefault(name, set()).add(photo.with_suffix(""))
@@ -79,6 +74,22 @@ class PhotoPositions:
             return ""
         names = "1 name fits" if self.num_ambiguous == 1 else f"{self.num_ambiguous} names fit"
         return f"{names} photos of several folders, and counts for none of them"
+
+
+def names_of_photos(
+    photos: Iterable[PurePosixPath], names: Collection[str]
+) -> dict[PurePosixPath, str]:
+    """Which of the names (in lower case) is each photo's, by their ends; a name may be of several.
+
+    Where no name fits a photo, one with another ending does, if only one has it.
+    """
+    photos = list(photos)
+    found = {photo: name for photo in photos if (name := _name_of(photo, names))}
+    stems = _stems(set(names) - set(found.values()))
+    for photo in photos:
+        if photo not in found and (stem := _name_of(photo, stems)) is not None:
+            found[photo] = stems[stem]
+    return found
 
 
 def _name_of(photo: PurePosixPath, names: Container[str]) -> str | None:

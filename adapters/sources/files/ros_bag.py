@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -25,7 +25,12 @@ from adapters.sources.files.ros_calibrations import (
     calibration_of_message,
     calibrations_of_cameras,
 )
-from adapters.sources.files.ros_limits import refuse_large_chunks, refuse_large_files
+from adapters.sources.files.ros_limits import (
+    bound_unindexed_chunks,
+    message_unpacker,
+    refuse_large_chunks,
+    refuse_large_files,
+)
 from adapters.sources.files.ros_messages import (
     fix_of_position,
     rgb_of_image,
@@ -131,6 +136,7 @@ class RosBag:
         self._config = config
         self._next_frame_id = next_frame_id
         self._is_size_checked = False
+        self._unpack: Callable[[bytes], bytes] = bytes
         with self._reader() as reader:
             images = _image_connections(reader, patterns=config.topics)
             if not images:
@@ -140,7 +146,7 @@ class RosBag:
             calibrations, self._doubts = calibrations_of_cameras(
                 [_camera_name(connection.topic) for connection in images],
                 all_names=_image_names(reader),
-                calibrations=_calibrations(reader, path=path),
+                calibrations=_calibrations(reader, path=path, unpack=self._unpack),
             )
             self._cameras = {
                 connection.topic: _Camera(
@@ -204,7 +210,9 @@ class RosBag:
             ]
             index = 0
             num_seen = dict.fromkeys(self._cameras, 0)
-            for connection, recorded_ns, raw in _messages(reader, wanted, path=self._path):
+            for connection, recorded_ns, raw in _messages(
+                reader, wanted, path=self._path, unpack=self._unpack
+            ):
                 if stop.is_set():
                     return
                 topic, clock = connection.topic, clocks[connection.topic]
@@ -219,7 +227,7 @@ class RosBag:
                         yield from self._image(
                             reader,
                             connection,
-                            bytes(raw),
+                            raw,
                             index=index,
                             clock=clock,
                             at_ns=recorded_ns,
@@ -369,12 +377,14 @@ class RosBag:
             if self._path.is_dir() and not self._is_size_checked:
                 refuse_large_files(self._path, metadata=_METADATA)
             self._is_size_checked = True
+            bound_unindexed_chunks()
             reader = AnyReader([self._path], default_typestore=default)
             reader.open()
         try:
             with _errors_of(self._path):
                 limit = self._config.max_image_bytes
                 refuse_large_chunks(reader, path=self._path, max_image_bytes=limit)
+                self._unpack = message_unpacker(reader, at_most=limit)
             yield reader
         finally:
             reader.close()
@@ -473,7 +483,11 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 
 def _messages(
-    reader: AnyReader, connections: list[Connection], *, path: Path
+    reader: AnyReader,
+    connections: list[Connection],
+    *,
+    path: Path,
+    unpack: Callable[[bytes], bytes],
 ) -> Generator[tuple[Connection, int, bytes], None, None]:
     """The messages of some topics, in order.
 
@@ -484,9 +498,11 @@ def _messages(
     while True:
         with _errors_of(path):
             message = next(messages, None)
-        if message is None:
-            return
-        yield message
+            if message is None:
+                return
+            connection, recorded_ns, raw = message
+            unpacked = unpack(raw)
+        yield connection, recorded_ns, unpacked
 
 
 def _deserialized(reader: AnyReader, connection: Connection, raw: bytes) -> Any:
@@ -577,7 +593,9 @@ def _named(topics: list[str]) -> str:
     return ", ".join(topics[:_MAX_NAMED]) + more
 
 
-def _calibrations(reader: AnyReader, *, path: Path) -> list[TopicCalibration]:
+def _calibrations(
+    reader: AnyReader, *, path: Path, unpack: Callable[[bytes], bytes]
+) -> list[TopicCalibration]:
     """What the first message of each topic of CameraInfo says."""
     found = []
     for topic, connection in sorted({one.topic: one for one in reader.connections}.items()):
@@ -585,7 +603,7 @@ def _calibrations(reader: AnyReader, *, path: Path) -> list[TopicCalibration]:
             continue
         message: Any
         try:
-            first = next(_messages(reader, [connection], path=path), None)
+            first = next(_messages(reader, [connection], path=path, unpack=unpack), None)
         except SourceError as error:
             message = str(error)
         else:

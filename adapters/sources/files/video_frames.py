@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,8 +19,19 @@ if TYPE_CHECKING:
 _TEXT_ART_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})  # how FFmpeg "plays" a text file
 
 
-def open_container(url: str, **options: Any) -> InputContainer:
-    """Opens a file or a stream as ``av.open`` does; tags need not be valid UTF-8.
+class ReadsBytes(Protocol):
+    """A file as PyAV reads it."""
+
+    @property
+    def name(self) -> str:
+        """Its path or URL."""
+
+    def read(self, num_bytes: int, /) -> bytes:
+        """At most so many bytes; b"": there are no more."""
+
+
+def open_container(file: str | ReadsBytes, **options: Any) -> InputContainer:
+    """Opens a path, a URL or a file as ``av.open`` does; tags need not be valid UTF-8.
 
     Raises:
         av.error.FFmpegError: it cannot be opened.
@@ -29,7 +40,7 @@ def open_container(url: str, **options: Any) -> InputContainer:
     import av
 
     with _failing_as_ffmpeg():
-        container: InputContainer = av.open(url, metadata_errors="replace", **options)
+        container: InputContainer = av.open(file, metadata_errors="replace", **options)
     return container
 
 

@@ -23,6 +23,7 @@ from adapters.sources.files.telemetry_text import (
 )
 from adapters.sources.files.video_frames import open_container, packets_of, picture_stream
 from engine.config import TelemetryConfig
+from engine.events import ALSO_AN_EVENT
 from engine.regular_files import read_regular_file
 from engine.types import GpsReading
 
@@ -120,7 +121,7 @@ def _positions(telemetry: Telemetry, *, origin: str, label: str) -> VideoPositio
             f"; {telemetry.num_unusable} of {telemetry.num_blocks} blocks cannot be used:"
             f" {telemetry.problem}"
         )
-        logger.warning("%s: %s", label, words)
+        logger.warning("%s: %s", label, words, extra=ALSO_AN_EVENT)
     return VideoPositions(fixes=telemetry.fixes, words=words)
 
 

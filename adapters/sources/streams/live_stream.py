@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from adapters.images.decoding import RefusedImage, decode_image, refused_by_size
 from adapters.images.intrinsics import IntrinsicsReader
 from adapters.live.deadline import GiveUpDeadline
-from adapters.live.listening import reachable_host, refuse_taken_address
+from adapters.live.listening import cannot_listen, reachable_host, refuse_taken_datagrams
 from adapters.sources.files.video_frames import quarter_turns, upright_rgb
-from adapters.sources.streams.stream_address import parse_stream_address
-from adapters.sources.streams.stream_reader import (
-    StreamReader,
-    UndecodedFrame,
-    frame_name,
-    rejected_frame,
+from adapters.sources.streams.frame_intake import UndecodedFrame, frame_name, rejected_frame
+from adapters.sources.streams.push_listener import EarlyListening, PushListener
+from adapters.sources.streams.srt_program import choose_srt
+from adapters.sources.streams.stream_address import (
+    StreamAddress,
+    Way,
+    is_multicast,
+    parse_stream_address,
 )
+from adapters.sources.streams.stream_reader import StreamReader
 from engine.config import LiveSourcesConfig, SourcesConfig
 from engine.errors import SourceError
 from engine.ports import ArrivalSink, FrameIds
@@ -53,21 +57,29 @@ class LiveStream:
         sources: SourcesConfig,
         live_sources: LiveSourcesConfig,
         next_frame_id: FrameIds,
+        early: EarlyListening | None = None,
     ) -> None:
         """Reads the address; nothing is connected before frames are asked for.
 
+        Where others are to push to, it listens from here on: whoever is early waits.
+
         Args:
-            spec: ``rtsp://``, ``rtsps://``, ``rtmp://``, ``rtmps://``, ``http://``, ``https://`` or
-                ``camera:N``, see ``parse_stream_address``.
+            spec: ``rtsp://``, ``rtsps://``, ``rtmp://``, ``rtmps://``, ``http://``, ``https://``,
+                ``srt://``, ``udp://`` or ``camera:N``, see ``parse_stream_address``.
             sources: limits on what is taken.
             live_sources: time-outs, and how to try again.
             next_frame_id: gives out frame ids; called on the thread that decodes.
+            early: what listens already; the source takes what is its own.
 
         Raises:
             SourceError: the address is none, nothing can listen there, or FFmpeg lacks what it
                 needs.
         """
-        self._address = parse_stream_address(spec, config=live_sources)
+        address = parse_stream_address(spec, config=live_sources)
+        self._listener = _listening(address, live_sources, early={} if early is None else early)
+        if self._listener is not None:  # a run that never begins must not keep the port
+            self._forget = weakref.finalize(self, self._listener.close)
+        self._address = choose_srt(address) if address.way is Way.SRT else address
         self.info = SourceInfo(
             label=self._address.label, is_live=True, is_sequence=True, num_frames=None
         )
@@ -76,17 +88,15 @@ class LiveStream:
         self._next_frame_id = next_frame_id
         self._intrinsics = IntrinsicsReader()
         _check_format(self._address.format, label=self.info.label)
-        if self._address.is_listening:
-            parts = urlsplit(self._address.url)
-            refuse_taken_address(parts.hostname or "", parts.port or 0, label=self.info.label)
 
     def invitation(self) -> str:
         """Where others may push to, in a line for the terminal; "" when nobody is to."""
         if not self._address.is_listening:
             return ""
-        parts = urlsplit(self._address.url)
-        host = reachable_host(parts.hostname or "")
-        return f"waiting for a push to {parts.scheme}://{host}:{parts.port}{parts.path}"
+        address = self._address
+        host = address.host if is_multicast(address.host) else reachable_host(address.host)
+        path = urlsplit(address.url).path
+        return f"waiting for a push to {address.scheme}://{host}:{address.port}{path}"
 
     async def receive(self, sink: ArrivalSink) -> None:
         """Receives frames and news of the connection.
@@ -106,7 +116,11 @@ class LiveStream:
             every_nth_frame=self._sources.every_nth_frame,
             decode=self._decode,
             sink=put,
+            listener=self._listener,
         )
+        if self._listener is not None:  # the reader closes it
+            self._forget.detach()
+            self._listener = None
         reader.start()
         try:
             if not await deadline.outlasts(reader.ended()):
@@ -185,6 +199,26 @@ class LiveStream:
             reason=reason,
             detail=detail,
         )
+
+
+def _listening(
+    address: StreamAddress, config: LiveSourcesConfig, *, early: EarlyListening
+) -> PushListener | None:
+    """Listens where others are to push by RTMP; makes sure that FFmpeg can listen elsewhere.
+
+    Raises:
+        SourceError: nothing can listen there.
+    """
+    if not address.is_listening:
+        return None
+    if address.way is Way.RTMP_PUSH:
+        try:
+            return PushListener.at(address, config=config, early=early)
+        except (OSError, UnicodeError) as error:
+            raise cannot_listen(address.label, error) from error
+    if not is_multicast(address.host):
+        refuse_taken_datagrams(address.host, address.port, label=address.label)
+    return None
 
 
 def _check_format(name: str | None, *, label: str) -> None:

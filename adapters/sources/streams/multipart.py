@@ -1,7 +1,7 @@
 """Parts of a ``multipart/x-mixed-replace`` stream (RFC 2046, section 5.1), in bounded memory.
 
 The boundary is taken from the first line that begins with two hyphens, since cameras do not always
-keep to the one that they announce.
+keep to the one that they announce. Some leave out the first; then a part's header comes first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ _MAX_BETWEEN_BYTES = 64_000  # before the first part, and between two
 _MAX_HEADER_BYTES = 16_000
 _MAX_BOUNDARY_BYTES = 200
 _CONTENT_LENGTH = re.compile(rb"^content-length[ \t]*:[ \t]*([0-9]{1,18})[ \t]*$", re.I | re.M)
+_HEADER_LINE = re.compile(rb"content-(type|length)[ \t]*:", re.I)
 _END_OF_HEADER = re.compile(rb"\r?\n\r?\n")
 
 
@@ -39,16 +40,19 @@ class _State(Enum):
 class MultipartReader:
     """Takes bytes as they come and gives whole parts; holds one part at most."""
 
-    def __init__(self, *, max_part_bytes: int) -> None:
-        """Begins before the first boundary.
+    def __init__(self, *, max_part_bytes: int, announced: bytes = b"") -> None:
+        """Begins before the first boundary, or before the first header where that is left out.
 
         Args:
             max_part_bytes: what is larger is passed over.
+            announced: the boundary as the server announces it, for a first part without one.
         """
         self._max_part_bytes = max_part_bytes
         self._state = _State.BETWEEN
         self._data = bytearray()  # not used yet
-        self._boundary = b""
+        # Some announce it with the two hyphens that stand before it.
+        self._boundary = b"\n--" + (b"" if announced.startswith(b"-") else announced)
+        self._has_begun = False
         self._num_left = 0  # bytes of a counted part
         self._num_passed = 0  # bytes since the last part, or of one that is not kept
         self._is_kept = True
@@ -82,13 +86,16 @@ class MultipartReader:
                 raise MultipartError("no picture begins in what comes")
             return
         line = bytes(self._data[:end]).strip()
+        if not self._has_begun and _HEADER_LINE.match(line):
+            self._state, self._num_passed, self._has_begun = _State.HEADER, 0, True
+            return
         del self._data[: end + 1]
         self._num_passed += end + 1
         if self._num_passed > _MAX_BETWEEN_BYTES:
             raise MultipartError("no picture begins in what comes")
         if line.startswith(b"--") and len(line) <= _MAX_BOUNDARY_BYTES:
             self._boundary = b"\n" + line.removesuffix(b"--") if len(line) > 2 else b"\n--"
-            self._state, self._num_passed = _State.HEADER, 0
+            self._state, self._num_passed, self._has_begun = _State.HEADER, 0, True
 
     def _read_header(self) -> bytes | OversizedPart | None:
         # An empty header ends at once.

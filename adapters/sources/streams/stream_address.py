@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 import ssl
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
@@ -16,40 +18,82 @@ from engine.errors import SourceError
 if TYPE_CHECKING:
     from engine.config import LiveSourcesConfig
 
-STREAM_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "camera"})
+STREAM_SCHEMES = frozenset(
+    {"rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "srt", "udp", "camera"}
+)
 
 _SECURE_SCHEMES = frozenset({"rtsps", "rtmps", "https"})
-_RTMP_PORT = 1935
+_PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 # Streams say in their first bytes what they carry; FFmpeg's own 5 s of looking would be 5 s of lag.
-_SHORT_LOOK = {"probesize": "500000", "analyzeduration": "500000"}  # bytes; us
-_LARGE_READS = {"raw_packet_size": "65536"}  # bytes at most: what is there is given at once
+SHORT_LOOK = {"probesize": "500000", "analyzeduration": "500000"}  # bytes; us
 _CAMERA_SIZE = re.compile(r"[1-9][0-9]{1,4}x[1-9][0-9]{1,4}")
 _BLANK = re.compile(r"[\x00-\x20\x7f]")
 _SECRET_IN_PATH = re.compile(r"((?:pass|pwd|token|key|secret|auth)\w*=)[^/&;]+", re.IGNORECASE)
 
 
+class Way(StrEnum):
+    """How a stream is come by."""
+
+    FFMPEG = "ffmpeg"  # which opens the address itself
+    HTTP = "http"  # asked for here; what it is, the answer tells
+    RTMP_PUSH = "rtmp_push"  # others push it to us
+    SRT = "srt"  # by a program, where FFmpeg as it is here does not know it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamAddress:
-    """What FFmpeg opens."""
+    """What is opened."""
 
     label: str  # for humans: without user, password and query
     url: str = field(repr=False)  # with credentials
     format: str | None = None  # FFmpeg's name; None: it finds out
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
-    is_listening: bool = False  # others connect to us and push
+    way: Way = Way.FFMPEG
+    is_listening: bool = False  # others send to us
     max_wait_s: float = 0.0  # for them, before FFmpeg says that nobody came
     is_secure: bool = False  # TLS
-    carries_jpegs: bool = False  # the bytes are a multipart stream of JPEG files
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of the URL, in lower case."""
+        return urlsplit(self.url).scheme
+
+    @property
+    def host(self) -> str:
+        """Where to connect to, or to listen; "": nowhere, as of a camera."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """Of the host; 0: none."""
+        return urlsplit(self.url).port or _PORTS.get(self.scheme, 0)
 
     def listening_at(self, netloc: str) -> StreamAddress:
         """The same with another host and port to listen at."""
         return replace(self, url=urlsplit(self.url)._replace(netloc=netloc).geturl())
 
 
-def parse_stream_address(spec: str, *, config: LiveSourcesConfig) -> StreamAddress:
-    """Reads ``rtsp(s)://``, ``rtmp(s)://``, ``http(s)://`` (MJPEG) and ``camera:N``.
+def place_of_push(spec: str) -> tuple[str, int] | None:
+    """Host and port at which a source waits for a push by RTMP; None where it is no such source."""
+    try:
+        parts = urlsplit(spec)
+        if parts.scheme == "rtmp" and parts.hostname and _is_push(parts):
+            return parts.hostname, parts.port or _PORTS["rtmp"]
+    except ValueError:  # it is no address, which is reported when it is opened
+        pass
+    return None
 
-    ``rtmp://HOST[:PORT]/PATH?listen=1`` waits for others to push, on the address of HOST.
+
+def _is_push(parts: SplitResult) -> bool:
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    return dict(query).get("listen", "0") not in {"", "0"}
+
+
+def parse_stream_address(spec: str, *, config: LiveSourcesConfig) -> StreamAddress:
+    """Reads ``rtsp(s)://``, ``rtmp(s)://``, ``http(s)://``, ``srt://``, ``udp://``, ``camera:N``.
+
+    ``rtmp://HOST[:PORT]/PATH?listen=1``, ``srt://HOST:PORT?mode=listener`` and ``udp://HOST:PORT``
+    wait for others to send, on the address of HOST; of ``udp``, that may be a multicast group.
 
     Raises:
         SourceError: it is no such address; the message holds no credentials.
@@ -63,11 +107,11 @@ def parse_stream_address(spec: str, *, config: LiveSourcesConfig) -> StreamAddre
         return StreamAddress(
             label=label,
             url=spec,
-            format="data",  # its parts are divided here, see multipart.py
-            options={**_secured(scheme, config), **_LARGE_READS},
+            way=Way.HTTP,
             is_secure=scheme == "https",
-            carries_jpegs=True,
         )
+    if scheme in {"srt", "udp"}:
+        return _transport_stream(parts, label=label, config=config)
     if scheme in {"rtmp", "rtmps"}:
         return _rtmp(parts, label=label, config=config)
     transport = {"rtsp_transport": config.rtsp_transport} if scheme == "rtsp" else {}
@@ -77,7 +121,7 @@ def parse_stream_address(spec: str, *, config: LiveSourcesConfig) -> StreamAddre
         format="rtsp",
         options={
             **transport,
-            **_SHORT_LOOK,
+            **SHORT_LOOK,
             **_secured(scheme, config),
             "allowed_media_types": "video",
         },
@@ -128,9 +172,9 @@ def _label(parts: SplitResult) -> str:
 
 def _rtmp(parts: SplitResult, *, label: str, config: LiveSourcesConfig) -> StreamAddress:
     query = parse_qsl(parts.query, keep_blank_values=True)
-    is_listening = dict(query).get("listen", "0") not in {"", "0"}
+    is_listening = _is_push(parts)
     is_secure = parts.scheme == "rtmps"
-    options = {**_SHORT_LOOK, **_secured(parts.scheme, config)}
+    options = {**SHORT_LOOK, **_secured(parts.scheme, config)}
     if not is_listening:
         options["rtmp_live"] = "live"
         return StreamAddress(
@@ -141,16 +185,53 @@ def _rtmp(parts: SplitResult, *, label: str, config: LiveSourcesConfig) -> Strea
     # FFmpeg's own time-out, which counts whole seconds, covers the waiting alone, so that whoever
     # comes at the last moment has time for the handshake.
     max_wait_s = math.ceil(config.open_timeout_s)
-    netloc = parts.netloc if parts.port is not None else f"{parts.netloc}:{_RTMP_PORT}"
+    netloc = parts.netloc if parts.port is not None else f"{parts.netloc}:{_PORTS['rtmp']}"
     others = urlencode([(name, value) for name, value in query if name != "listen"])
     return StreamAddress(
         label=f"{label}?listen=1",
         url=parts._replace(netloc=netloc, query=others).geturl(),
         format="flv",
         options={**options, "listen": "1", "timeout": str(max_wait_s)},
+        way=Way.RTMP_PUSH,
         is_listening=True,
         max_wait_s=max_wait_s,
     )
+
+
+def _transport_stream(
+    parts: SplitResult, *, label: str, config: LiveSourcesConfig
+) -> StreamAddress:
+    """MPEG-TS by SRT, or in UDP datagrams."""
+    if parts.port is None:
+        raise SourceError(f"{label}: which port? {parts.scheme}://HOST:PORT")
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    options = dict(SHORT_LOOK)
+    if parts.scheme == "srt":
+        is_listening = query.get("mode") == "listener"
+        label += "?mode=listener" if is_listening else ""
+    else:
+        is_listening = True
+        options |= {"overrun_nonfatal": "1"}  # what comes too fast is lost, not the stream
+        # FFmpeg would listen in all networks otherwise.
+        if not is_multicast(parts.hostname or "") and "localaddr" not in query:
+            options["localaddr"] = parts.hostname or ""
+    return StreamAddress(
+        label=label,
+        url=parts.geturl(),
+        format="mpegts",
+        options=options,
+        way=Way.SRT if parts.scheme == "srt" else Way.FFMPEG,
+        is_listening=is_listening,
+        max_wait_s=math.ceil(config.open_timeout_s) if is_listening else 0.0,
+    )
+
+
+def is_multicast(host: str) -> bool:
+    """Whether a host is a group that receives together."""
+    try:
+        return ipaddress.ip_address(host).is_multicast
+    except ValueError:
+        return False
 
 
 def _secured(scheme: str, config: LiveSourcesConfig) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,6 +54,7 @@ _NO_POINT = -1
 _ASKED_RATIO = 0.25  # of what agrees with a pose, that agrees with another one: it is asked
 _NEAR_IN_TIME = 8  # keyframes of one camera: pairs with others may close a loop
 _MAX_EXTRA_PARAM = 1.0  # COLMAP's default
+_POINTS_AT_ONCE = 20_000  # in a call that holds the interpreter lock, for about 70 ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -615,10 +616,13 @@ class SparseMap:
             gate: times the usual threshold, for a map that is known to be off by more.
         """
         self._forget_observations()
-        return int(
-            self._observations.filter_all_points3D(
-                gate * self._max_error_px(), self._triangulation.min_angle_deg
-            )
+        max_error_px = gate * self._max_error_px()
+        min_angle_deg = self._triangulation.min_angle_deg
+        if not self._is_large:
+            return int(self._observations.filter_all_points3D(max_error_px, min_angle_deg))
+        return sum(
+            int(self._observations.filter_points3D(max_error_px, min_angle_deg, some))
+            for some in self._points_in_slices()
         )
 
     @charged_to(Stage.TRIANGULATE)
@@ -630,23 +634,21 @@ class SparseMap:
         """
         self._forget_observations()
         options = self._triangulator_options(gate=gate)
-        num = self._triangulator.merge_all_tracks(options)
-        num += self._triangulator.complete_all_tracks(options)
+        num = self._merge_all(options) + self._complete_all(options)
         self._triangulator.clear_modified_points3D()
         self._point_attributes.assign(self._reconstruction.point3D_ids())
-        return int(num)
+        return num
 
     @charged_to(Stage.TRIANGULATE)
     def retriangulate(self) -> int:
         """Completes, merges and re-triangulates everything, as before a final adjustment."""
         self._forget_observations()
         options = self._triangulator_options()
-        num = self._triangulator.complete_all_tracks(options)
-        num += self._triangulator.merge_all_tracks(options)
-        num += self._triangulator.retriangulate(options)
+        num = self._complete_all(options) + self._merge_all(options)
+        num += int(self._triangulator.retriangulate(options))
         self._triangulator.clear_modified_points3D()
         self._point_attributes.assign(self._reconstruction.point3D_ids())
-        return int(num)
+        return num
 
     def deregister(self, frame_ids: Collection[FrameId]) -> None:
         """Takes keyframes out of the map; they stay known with their matches.
@@ -878,6 +880,33 @@ class SparseMap:
         self._observations = pycolmap.ObservationManager(self._reconstruction, graph)
         self._triangulator = pycolmap.IncrementalTriangulator(
             graph, self._reconstruction, self._observations
+        )
+
+    @property
+    def _is_large(self) -> bool:
+        """Whether a call of COLMAP on all points would hold the interpreter lock for too long."""
+        return int(self._reconstruction.num_points3D()) > _POINTS_AT_ONCE
+
+    def _points_in_slices(self) -> Iterator[set[int]]:
+        """Ids of all points in turn; those that have gone when their turn comes are left out."""
+        ids = sorted(self._reconstruction.point3D_ids())
+        for start in range(0, len(ids), _POINTS_AT_ONCE):
+            some = ids[start : start + _POINTS_AT_ONCE]
+            yield {one for one in some if self._reconstruction.exists_point3D(one)}
+
+    def _complete_all(self, options: pycolmap.IncrementalTriangulatorOptions) -> int:
+        if not self._is_large:
+            return int(self._triangulator.complete_all_tracks(options))
+        return sum(
+            int(self._triangulator.complete_tracks(options, some))
+            for some in self._points_in_slices()
+        )
+
+    def _merge_all(self, options: pycolmap.IncrementalTriangulatorOptions) -> int:
+        if not self._is_large:
+            return int(self._triangulator.merge_all_tracks(options))
+        return sum(
+            int(self._triangulator.merge_tracks(options, some)) for some in self._points_in_slices()
         )
 
     def _strength(self, verified: VerifiedPair) -> PairStrength:

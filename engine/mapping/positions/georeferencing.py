@@ -27,16 +27,17 @@ from engine.geo.georeference import (
     to_enu,
 )
 from engine.geo.usable_fixes import is_usable_fix
-from engine.geometry import camera_center, pose_in_other_world
+from engine.geometry import camera_center, pose_in_other_world, transform_points
 from engine.mapping.model.bundle_adjustment import merge_global_adjustment, start_global_adjustment
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.position_adjustment import PositionAdjustment, adjust_with_positions
 from engine.ports import EventSink
-from engine.types import FrameId, FramePose, GpsFix, Keyframe
+from engine.types import Float64Array, FrameId, FramePose, GpsFix, Keyframe
 
 logger = logging.getLogger(__name__)
 
 _MAX_BEND_RATIO = 0.05  # of a map, by its extent
+_MOVED_M = 1.0  # a camera that moved farther is worth another event
 _MAX_NAMED = 8  # keyframes with wrong positions, in a message
 
 FixAt = Callable[[str, float], GpsFix | None]
@@ -86,6 +87,10 @@ class Placement:
         if with_residuals:
             rounded = np.round(np.nan_to_num(found.residuals_m, posinf=-1.0), 3).tolist()
             record["residuals_m"] = dict(zip(self.names, rounded, strict=True))
+            record["offsets_enu_m"] = {
+                name: [None if np.isnan(one) else round(one, 3) for one in offset]
+                for name, offset in zip(self.names, found.offsets_enu_m.tolist(), strict=True)
+            }
         return record
 
 
@@ -119,6 +124,7 @@ class Georeferencing:
         self._origin: GpsFix | None = None  # for good
         self._first_fixes: list[GpsFix] = []  # of keyframes as they came, until there is an origin
         self._was_emitted = False
+        self._emitted: Float64Array | None = None  # (3, 4) enu_from_map of the last event
         self._warned_of: tuple[FrameId, ...] = ()
         self._contradiction = ""
         self._refusal = ""
@@ -183,7 +189,7 @@ class Georeferencing:
             self._first_fixes.clear()
 
     def update(self, sparse_map: SparseMap, *, is_final: bool = False) -> Placement | None:
-        """Places the map as it is now; emits the first placement and the final one.
+        """Places the map as it is now; emits the first placement, each that moves it, and the last.
 
         The origin stays as it is once there is one. In the end a map that has positions and no
         place is warned of, with the reason.
@@ -196,7 +202,7 @@ class Georeferencing:
             return None
         self._placement, self._refusal = placed, ""
         self._origin = self._placement.georeference.origin
-        if is_final or not self._was_emitted:
+        if is_final or not self._was_emitted or self._has_moved(sparse_map, self._placement):
             self._emit_placement(self._placement)
         return self._placement
 
@@ -367,8 +373,21 @@ class Georeferencing:
             return known
         return [replace(fix, altitude_m=None) for fix in known]
 
+    def _has_moved(self, sparse_map: SparseMap, placement: Placement) -> bool:
+        """Whether who goes by the last event has cameras elsewhere now, or knows of none."""
+        if self._emitted is None:
+            return True
+        poses = np.array([sparse_map.cam_from_world(i) for i in placement.frame_ids])
+        centers = camera_center(poses)
+        former_m, now_m = (
+            transform_points(one, centers)
+            for one in (self._emitted, placement.georeference.enu_from_map)
+        )
+        return float(np.linalg.norm(now_m - former_m, axis=1).max()) > _MOVED_M
+
     def _emit_placement(self, placement: Placement) -> None:
         self._was_emitted = True
+        self._emitted = placement.georeference.enu_from_map
         found, rejected = placement.georeference, placement.rejected_ids
         self._emit(
             Georeferenced(
@@ -379,6 +398,7 @@ class Georeferencing:
                 num_fixes=found.num_inliers,
                 rmse_m=found.rmse_m,
                 rejected_ids=rejected,
+                enu_from_map=tuple(found.enu_from_map.ravel().tolist()),
             )
         )
         if rejected and rejected != self._warned_of:

@@ -105,6 +105,11 @@ def _without_map(evidence: MapEvidence) -> Reasons:
             f"the images show little that can be matched, {num_keypoints:.0f} keypoints in the"
             " middle one: film with more light and less blur, things with texture, and come closer"
         )
+    elif len(evidence.keyframes) == 1:
+        cause = (
+            "there is one keyframe only, and a map needs several from different places: film"
+            " longer, while walking past what is filmed, or give more photos"
+        )
     elif evidence.num_verified_pairs < len(evidence.keyframes):
         cause = (
             f"{_pairs_match(evidence)}: film more slowly, with more overlap, so that each place is"

@@ -294,6 +294,31 @@ def test_retriangulation_fills_an_emptied_map(exact_map: SparseMap) -> None:
     assert len(exact_map.point_cloud().colors) == exact_map.num_points3D
 
 
+def test_a_large_map_is_filtered_and_completed_in_slices_with_the_same_outcome(
+    exact_map: SparseMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = sorted(exact_map.reconstruction.point3D_ids())
+    split = exact_map.reconstruction.point3D(ids[5]).track.elements[0]
+    exact_map.reconstruction.point3D(ids[0]).xyz += (3.0, 0.0, 0.0)
+    exact_map.reconstruction.point3D(ids[-1]).xyz += (3.0, 0.0, 0.0)
+    exact_map.reconstruction.delete_observation(split.image_id, split.point2D_idx)
+    outcomes = []
+    for at_once in (10**6, 7):
+        one = exact_map.copy()
+        monkeypatch.setattr("engine.mapping.model.sparse_map._POINTS_AT_ONCE", at_once)
+        num_filtered, num_changed = one.filter_all(), one.retriangulate()
+        assert num_filtered > 0
+        assert num_changed > 0
+        assert one.reconstruction.is_valid()
+        model = one.reconstruction
+        tracks = {
+            tuple(sorted((e.image_id, e.point2D_idx) for e in point.track.elements))
+            for point in model.points3D.values()
+        }
+        outcomes.append((num_filtered, tracks))
+    assert outcomes[0] == outcomes[1]
+
+
 # -- reading --------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -10,17 +11,19 @@ import numpy as np
 import pycolmap
 import pytest
 
-from engine.config import Config, GeoreferenceConfig
-from engine.events import Georeferenced, Warned
+from engine.config import Config, GeoreferenceConfig, RuntimeConfig
+from engine.events import Event, Georeferenced, Warned
 from engine.geo.georeference import median_fix, positions_in_enu, swapped
 from engine.geometry import camera_center
-from engine.mapping.positions.georeferencing import Placement
+from engine.mapping.positions.georeferencing import Georeferencing, Placement
 from engine.types import Float64Array, FrameId, GpsFix
 from tests.mapping.maps.test_separate_maps import two_fields
 from tests.support.mapper_runs import MapperRun
 from tests.support.synthetic import (
     FakeMatcher,
     SyntheticWorld,
+    grow,
+    map_of_keyframes,
     round_path,
     scene_graph,
     straight_path,
@@ -132,6 +135,10 @@ def test_the_placement_is_reported_when_it_is_first_known_or_final(placed: Place
     residuals_m = record["residuals_m"]
     assert isinstance(residuals_m, dict)
     assert len(residuals_m) == NUM_FRAMES
+    offsets_m = record["offsets_enu_m"]
+    assert isinstance(offsets_m, dict)
+    lengths_m = [math.hypot(*offset) for offset in offsets_m.values()]
+    assert lengths_m == pytest.approx(list(residuals_m.values()), abs=2e-3)
     assert not placed.emitted(Warned)
 
 
@@ -292,3 +299,38 @@ def test_the_origin_is_where_the_first_few_different_positions_were(placed: Plac
     assert placed.placement is not None
     assert placed.placement.georeference.origin == median_fix(first)
     assert "first_fixes" in placed.mapper._georeferencing.facts()
+
+
+@pytest.mark.slow
+def test_a_placement_that_moves_the_map_is_emitted_again(loop: SyntheticWorld) -> None:
+    sparse_map = map_of_keyframes(loop)
+    grow(sparse_map, loop, loop.frame_ids[:12])
+    by_time = {loop.keyframe(i).captured_at_s: true_fix(loop, i) for i in loop.frame_ids}
+    emitted: list[Georeferenced] = []
+    receiver = {"north_m": 0.0}
+
+    def fix_at(camera_key: str, captured_at_s: float) -> GpsFix:
+        fix = by_time[captured_at_s]
+        return dataclasses.replace(
+            fix, latitude_deg=fix.latitude_deg + receiver["north_m"] / 110_574.0
+        )
+
+    def emit(event: Event) -> None:
+        assert isinstance(event, Georeferenced)
+        emitted.append(event)
+
+    georeferencing = Georeferencing(
+        GeoreferenceConfig(),
+        final_iterations=1,
+        runtime=RuntimeConfig(),
+        fix_at=fix_at,
+        emit=emit,
+    )
+    for north_m in (0.0, 0.5, 0.9, 1.8, 2.4, 2.4):
+        receiver["north_m"] = north_m
+        assert georeferencing.update(sparse_map) is not None
+    assert len(emitted) == 2  # the first, and the one 1.8 m from it
+    shifts_m = [event.enu_from_map[7] for event in emitted]
+    assert shifts_m[1] - shifts_m[0] == pytest.approx(1.8, abs=0.01)
+    georeferencing.update(sparse_map, is_final=True)
+    assert len(emitted) == 3

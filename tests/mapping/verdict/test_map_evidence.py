@@ -179,6 +179,7 @@ def test_a_map_upside_down_on_its_positions_looks_at_the_sky(
         residuals_m=np.zeros(len(ids)),
         weights=np.ones(len(ids)),
         is_inlier=np.ones(len(ids), np.bool_),
+        offsets_enu_m=np.zeros((len(ids), 3)),
         rmse_m=0.1,
         rotation_std_deg=1.0,
         scale_std_ratio=0.01,

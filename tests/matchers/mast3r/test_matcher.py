@@ -24,7 +24,7 @@ from engine.config import DenseMatchingConfig, Mast3rConfig, TwoViewConfig
 from engine.errors import InferenceError
 from engine.estimators.two_view_geometry import verify_matches
 from engine.matching.keypoint_tables import select_matches
-from engine.ports import PairMatcher
+from engine.ports import PairMatcher, SeesDepth
 from engine.types import (
     NO_ROW,
     Features,
@@ -36,7 +36,13 @@ from engine.types import (
     Uint8Array,
 )
 from tests.support.mast3r_weights import unpacked_mini_checkpoint
-from tests.support.patch_network import FOCAL_RATIO, LEFT_DEPTH, RIGHT_DEPTH, PatchNetwork
+from tests.support.patch_network import (
+    FOCAL_RATIO,
+    LEFT_DEPTH,
+    RIGHT_DEPTH,
+    PatchNetwork,
+    true_points3D,
+)
 from tests.support.textured_images import frame_of, random_texture, similarity_about, transformed
 
 Size = tuple[int, int]  # width and height in px
@@ -394,11 +400,63 @@ def test_a_network_of_random_weights_is_answered_for_too(tmp_path: Path) -> None
         assert (matches.depths_m == 0).all()
 
 
+# -- the depth that it sees -----------------------------------------------------------------------
+
+
+class ConfidentNetwork(PatchNetwork):
+    """Is sure of the points of the left half of every image."""
+
+    def decode(
+        self, tokens1: Tensor, tokens2: Tensor, *, grid1: Grid, grid2: Grid, with_points: bool
+    ) -> tuple[ViewOutput, ViewOutput]:
+        views = super().decode(tokens1, tokens2, grid1=grid1, grid2=grid2, with_points=with_points)
+        for view in views:
+            if view.confidence is not None:
+                view.confidence[:, :, : view.confidence.shape[2] // 2] = 4.0
+        return views
+
+
+def test_the_depth_of_a_keyframe_is_that_of_its_pointmap_where_it_is_sure() -> None:
+    matcher = new_matcher(ConfidentNetwork(), image_edge_px=96)
+    one, other = described(matcher, [picture((200, 150)), picture((150, 200))])
+    seen = matcher.seen_depth(one.frame_id, other.frame_id)
+    assert seen is not None
+    height, width = seen.depth.shape
+    true = true_points3D(height, width)[:, :, 2].numpy()
+    assert np.allclose(seen.depth[:, : width // 2], true[:, : width // 2])
+    assert not seen.depth[:, width // 2 :].any()
+    corners = np.array([[0.0, 0.0], [width, height]]) * seen.scale_xy + seen.offset_xy
+    assert (corners[0] >= 0).all()
+    assert (corners[1] <= [200, 150]).all()
+    assert (corners[1] - corners[0] > [180, 130]).all()
+
+
+def test_a_network_of_random_weights_sees_depth_or_none(tmp_path: Path) -> None:
+    network = load_checkpoint(
+        unpacked_mini_checkpoint(tmp_path), device="cpu", dtype=torch.float32
+    ).network
+    matcher = new_matcher(network, image_edge_px=96)
+    one, other = described(matcher, [picture((200, 150)), picture((150, 200))])
+    seen = matcher.seen_depth(one.frame_id, other.frame_id)
+    assert seen is not None
+    assert seen.depth.shape == (64, 96)
+    assert (seen.depth >= 0).all()
+    assert matcher.seen_depth(one.frame_id, FrameId(99)) is None
+
+
+def test_depth_that_there_is_no_room_for_is_an_error_of_the_pair() -> None:
+    matcher = new_matcher(WatchedNetwork(max_pairs=0), image_edge_px=96)
+    one, other = described(matcher, [picture((200, 150)), picture((150, 200))])
+    with pytest.raises(InferenceError, match="no room for a single pair"):
+        matcher.seen_depth(one.frame_id, other.frame_id)
+
+
 # -- the contract ---------------------------------------------------------------------------------
 
 
 def test_it_is_a_pair_matcher_to_the_engine() -> None:
     matcher: PairMatcher = new_matcher(**SMALL)  # checked by mypy
+    assert isinstance(matcher, SeesDepth)
     assert matcher.name == "mast3r"
     assert matcher.peak_gpu_mb == 0.0
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import itertools
 import shutil
-from collections.abc import Sequence
+import sys
+import tracemalloc
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,12 @@ import pytest
 
 pytest.importorskip("rosbags", reason="rosbags is not installed: tools/setup ros")
 
+from lz4.frame import compress as lz4_compress  # type: ignore[import-untyped]
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Ros2Writer
@@ -43,6 +52,7 @@ from tests.support.received import items_of
 ROS2 = get_typestore(Stores.ROS2_HUMBLE)
 ROS1 = get_typestore(Stores.ROS1_NOETIC)
 SIZE = (80, 72)  # width, height, px
+INFLATED_BYTES = 40_000_000
 
 
 def picture(number: int) -> Uint8Array:
@@ -482,6 +492,86 @@ def test_a_chunk_that_declares_to_be_huge_is_refused(tmp_path: Path) -> None:
     bag.write_bytes(data[:place] + b"\xff" * 4 + data[place + 4 :])
     with pytest.raises(SourceError, match="has a chunk of 4.29 GB"):
         bag_of(bag)
+
+
+def inflated(compress: Callable[[bytes], bytes]) -> Callable[..., bytes]:
+    """Compresses far more than it is given."""
+    return lambda data, *more: compress(bytes(data) + bytes(INFLATED_BYTES))
+
+
+@pytest.mark.parametrize("kind", ["mcap storage", "bag bz2", "bag lz4"])
+def test_a_chunk_that_unpacks_to_more_than_it_declares_takes_no_memory_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    writers = {
+        "mcap storage": ("rosbags.rosbag2.storage_mcap.zstd.compress", zstd.compress),
+        "bag bz2": ("rosbags.rosbag1.writer.bz2_compress", bz2.compress),
+        "bag lz4": ("rosbags.rosbag1.writer.lz4_compress", lz4_compress),
+    }
+    target, compress = writers[kind]
+    with monkeypatch.context() as patched:
+        patched.setattr(target, inflated(compress))
+        path = written(tmp_path / "walk", kind)
+    tracemalloc.start()
+    try:
+        with pytest.raises(SourceError, match=r"larger than the \d+ bytes that it declares"):
+            received(path)
+        assert tracemalloc.get_traced_memory()[1] < INFLATED_BYTES / 4
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["mcap message", "db3 message"])
+def test_a_message_that_unpacks_to_more_than_an_image_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    numbers, pack = itertools.count(), zstd.compress
+
+    def compress(data: bytes) -> bytes:  # the fourth message is the second image
+        return pack(bytes(data) + bytes(INFLATED_BYTES if next(numbers) == 3 else 0))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rosbags.rosbag2.writer.zstd.compress", compress)
+        path = written(tmp_path / "walk", kind)
+    monkeypatch.setattr(SourcesConfig, "max_image_bytes", 100_000)
+    tracemalloc.start()
+    try:
+        items = received(path)
+        assert tracemalloc.get_traced_memory()[1] < INFLATED_BYTES / 4
+    finally:
+        tracemalloc.stop()
+    (dropped,) = (item for item in items if isinstance(item, RejectedFrame))
+    assert (dropped.index, dropped.reason) == (1, DropReason.TOO_LARGE)
+    assert len(frames_of(items)) == 5
+
+
+def test_a_chunk_that_declares_to_be_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+    (file,) = written(tmp_path / "walk", "mcap storage").glob("*.mcap")
+    data = file.read_bytes()
+    place = data.rindex(b"zstd") + 4  # in the index: the packed size
+    file.write_bytes(data[:place] + (2**40).to_bytes(8, "little") + data[place + 8 :])
+    with pytest.raises(SourceError, match="it has a chunk that is larger than its file"):
+        bag_of(tmp_path / "walk")
+    bag = written(tmp_path / "ros1", "bag lz4")
+    data = bag.read_bytes()
+    place = data.index(b"size=") + 9  # the end of its header: the packed size
+    bag.write_bytes(data[:place] + (2**31).to_bytes(4, "little") + data[place + 4 :])
+    with pytest.raises(SourceError, match=r"ros1\.bag: "):
+        bag_of(bag)
+
+
+def test_a_chunk_without_an_index_is_unpacked_up_to_what_it_declares(tmp_path: Path) -> None:
+    (file,) = written(tmp_path / "walk", "mcap storage").glob("*.mcap")
+    data = file.read_bytes()
+    footer = len(data) - 28  # its summary begins nowhere: the file is scanned
+    file.write_bytes(data[:footer] + bytes(8) + data[footer + 8 :])
+    assert len(frames_of(received(file))) == 6
+    place = data.index(b"zstd") - 16  # the size of the chunk, unpacked
+    scanned = file.read_bytes()
+    for size in (100, 2**40):
+        file.write_bytes(scanned[:place] + size.to_bytes(8, "little") + scanned[place + 8 :])
+        with pytest.raises(SourceError, match="is broken: ValueError: a chunk"):
+            bag_of(file)
 
 
 def test_files_that_are_compressed_as_a_whole_are_unpacked_up_to_a_limit(

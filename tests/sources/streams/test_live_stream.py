@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import signal
 import socket
@@ -11,21 +10,29 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, aclosing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 
 from adapters.sources.streams import live_stream, stream_reader
-from adapters.sources.streams.live_stream import LiveStream
 from adapters.sources.streams.stream_reader import StreamReader
-from engine.config import LiveSourcesConfig, SourcesConfig
 from engine.errors import SourceError
-from engine.types import DropReason, Frame, FrameId, RejectedFrame, SourceNotice, SourceState
+from engine.types import DropReason, Frame, RejectedFrame, SourceNotice, SourceState
+from tests.support.live_streams import (
+    assert_all_counted,
+    assert_in_order_of_capture,
+    frames_of,
+    num_frames,
+    of_kind,
+    open_stream,
+    read,
+    reported,
+    states_of,
+)
 from tests.support.received import Decoded as Item
 from tests.support.received import items_of
 from tests.support.stream_servers import (
@@ -43,66 +50,18 @@ from tests.support.stream_servers import (
     texture,
     write_clip,
 )
-from tests.support.waiting import HANG_S, LeapingLoop, block_until, leap, until
+from tests.support.waiting import HANG_S, block_until, leap, until
 
 pytestmark = pytest.mark.network
 
-Kind = TypeVar("Kind")
 CONNECTED, LOST = SourceState.CONNECTED, SourceState.LOST
 REFUSED, ENDED = SourceState.REFUSED, SourceState.ENDED
 PATIENCE_S = 1e3  # on the clock of the event loop, which leaps
-QUICK: dict[str, float] = {
-    "open_timeout_s": 60.0,
-    "read_timeout_s": 60.0,
-    "retry_first_s": 0.05,
-    "retry_max_s": 0.1,
-}
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4")
-
-
-def open_stream(spec: str, *, live: dict[str, Any] | None = None, **limits: Any) -> LiveStream:
-    ids = itertools.count(1)
-    return LiveStream(
-        spec,
-        sources=SourcesConfig(**limits),
-        live_sources=LiveSourcesConfig(**{**QUICK, **(live or {})}),
-        next_frame_id=lambda: FrameId(next(ids)),
-    )
-
-
-async def is_never_needed() -> None:
-    pass
-
-
-def read(
-    stream: LiveStream,
-    *,
-    until: Callable[[list[Item]], bool] = lambda items: False,
-    after: Callable[[Item], None] = lambda item: None,
-    beside: Callable[[], Coroutine[Any, Any, None]] = is_never_needed,
-) -> list[Item]:
-    """What comes until the end, or until enough has come.
-
-    ``after`` is called for each item, and ``beside`` runs from the beginning.
-    """
-
-    async def collect() -> list[Item]:
-        items: list[Item] = []
-        async with aclosing(items_of(stream)) as arriving, asyncio.TaskGroup() as group:
-            group.create_task(beside())
-            async for item in arriving:
-                items.append(item)
-                after(item)
-                if until(items):
-                    break
-        return items
-
-    with asyncio.Runner(loop_factory=LeapingLoop) as runner:
-        return runner.run(collect())
 
 
 def give_up_when_lost(item: Item) -> None:
@@ -124,42 +83,11 @@ def readers(monkeypatch: pytest.MonkeyPatch) -> list[StreamReader]:
     return started
 
 
-def of_kind(items: Sequence[Item], kind: type[Kind]) -> list[Kind]:
-    return [item for item in items if isinstance(item, kind)]
-
-
-def frames_of(items: Sequence[Item]) -> list[Frame]:
-    return of_kind(items, Frame)
-
-
-def states_of(items: Sequence[Item]) -> list[SourceState]:
-    return [notice.state for notice in of_kind(items, SourceNotice)]
-
-
-def num_frames(num: int) -> Callable[[list[Item]], bool]:
-    return lambda items: len(frames_of(items)) >= num
-
-
-def reported(state: SourceState, times: int = 1) -> Callable[[list[Item]], bool]:
-    return lambda items: states_of(items).count(state) >= times
-
-
-def assert_all_counted(items: Sequence[Item]) -> None:
-    indices = [item.index for item in items if isinstance(item, Frame | RejectedFrame)]
-    assert indices == list(range(len(indices)))
-
-
 def assert_thread_ends(name: str) -> None:
     for thread in threading.enumerate():
         if thread.name == name:
             thread.join(HANG_S)
     assert name not in [thread.name for thread in threading.enumerate()]
-
-
-def assert_in_order_of_capture(items: Sequence[Item]) -> None:
-    times_s = [frame.captured_at_s for frame in frames_of(items)]
-    assert all(before < after for before, after in itertools.pairwise(times_s))
-    assert all(abs(time_s - time.time()) < 60.0 for time_s in times_s)
 
 
 # -- MJPEG over HTTP ------------------------------------------------------------------------------

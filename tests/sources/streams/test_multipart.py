@@ -18,9 +18,9 @@ def part_of(content: bytes, *, with_length: bool, boundary: bytes = b"--part") -
     return boundary + b"\r\nContent-Type: image/jpeg\r\n" + length + b"\r\n" + content + b"\r\n"
 
 
-def read(pieces: Iterable[bytes]) -> list[bytes | OversizedPart]:
+def read(pieces: Iterable[bytes], *, announced: bytes = b"") -> list[bytes | OversizedPart]:
     """The parts; nothing more than a part and a piece is ever held."""
-    reader = MultipartReader(max_part_bytes=MAX_BYTES)
+    reader = MultipartReader(max_part_bytes=MAX_BYTES, announced=announced)
     parts = []
     for piece in pieces:
         parts += list(reader.feed(piece))
@@ -50,6 +50,19 @@ def test_parts_are_the_same_however_they_are_cut(with_length: bool, boundary: by
         assert [p.rstrip(b"\r\n") for p in parts if isinstance(p, bytes)] == [
             content.rstrip(b"\r\n") for content in contents
         ]
+
+
+@pytest.mark.parametrize("with_length", [True, False])
+@pytest.mark.parametrize("announced", [b"", b"part", b"--part"])
+def test_a_stream_may_begin_without_a_boundary(with_length: bool, announced: bytes) -> None:
+    contents = [b"\xff\xd8 one \n-- \xff\xd9", b"two", b"three"]
+    if not announced.startswith(b"p"):
+        contents[0] = contents[0].replace(b"--", b"..")  # nothing else tells where it ends
+    stream = b"".join(part_of(content, with_length=with_length) for content in contents)
+    stream = stream.removeprefix(b"--part\r\n") + b"--part--\r\n"
+    for size in (1, 7, 10**6):
+        parts = read(pieces_of(stream, itertools.repeat(size)), announced=announced)
+        assert parts == contents
 
 
 @pytest.mark.parametrize("length", [2**31 - 648, 10**17])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from adapters.sources.streams.stream_address import StreamAddress, parse_stream_address
+from adapters.sources.streams.stream_address import StreamAddress, Way, parse_stream_address
 from engine.config import LiveSourcesConfig
 from engine.errors import SourceError
 
@@ -23,7 +23,8 @@ def test_rtsp_goes_by_tcp_without_sound_unless_told_otherwise() -> None:
     assert (address.format, address.label) == ("rtsp", "rtsp://10.0.0.7:8554/live/1")
     assert address.options["rtsp_transport"] == "tcp"
     assert address.options["allowed_media_types"] == "video"
-    assert not (address.is_listening or address.is_secure or address.carries_jpegs)
+    assert not (address.is_listening or address.is_secure)
+    assert address.way is Way.FFMPEG
     assert parse("rtsp://cam/1", rtsp_transport="udp").options["rtsp_transport"] == "udp"
 
 
@@ -55,14 +56,37 @@ def test_listen_0_pulls() -> None:
     assert not parse("rtmp://host/live/x?listen=0").is_listening
 
 
-def test_http_is_read_as_mjpeg() -> None:
+def test_what_an_http_address_gives_is_not_told_from_its_name() -> None:
     address = parse("http://cam.local/axis-cgi/mjpg/video.cgi?resolution=640x480")
-    assert (address.format, address.carries_jpegs) == ("data", True)
+    assert (address.way, address.format) == (Way.HTTP, None)
+    assert parse("https://host/clip.mp4").way is parse("http://host/x.m3u8").way is Way.HTTP
     assert address.label == "http://cam.local/axis-cgi/mjpg/video.cgi"
     assert address.url.endswith("?resolution=640x480")
 
 
-@pytest.mark.parametrize("scheme", ["rtsps", "rtmps", "https"])
+def test_srt_connects_unless_it_is_to_listen() -> None:
+    address = parse("srt://host:9000?streamid=a&passphrase=secret")
+    assert (address.label, address.format) == ("srt://host:9000", "mpegts")
+    assert (address.way, address.is_listening) == (Way.SRT, False)
+    address = parse("srt://0.0.0.0:9000?mode=listener&passphrase=secret")
+    assert (address.label, address.is_listening) == ("srt://0.0.0.0:9000?mode=listener", True)
+
+
+def test_udp_listens_in_the_network_of_its_address_alone() -> None:
+    address = parse("udp://127.0.0.1:5000")
+    assert (address.way, address.is_listening) == (Way.FFMPEG, True)
+    assert (address.format, address.options["localaddr"]) == ("mpegts", "127.0.0.1")
+    assert "localaddr" not in parse("udp://239.1.2.3:5000").options  # a group, in any of them
+    assert "localaddr" not in parse("udp://239.1.2.3:5000?localaddr=10.0.0.7").options
+
+
+@pytest.mark.parametrize("spec", ["srt://host/x", "udp://0.0.0.0"])
+def test_srt_and_udp_have_no_port_of_their_own(spec: str) -> None:
+    with pytest.raises(SourceError, match="which port"):
+        parse(spec)
+
+
+@pytest.mark.parametrize("scheme", ["rtsps", "rtmps"])
 def test_servers_have_to_prove_who_they_are_unless_they_need_not(scheme: str) -> None:
     address = parse(f"{scheme}://host/x")
     assert address.is_secure
@@ -73,7 +97,7 @@ def test_servers_have_to_prove_who_they_are_unless_they_need_not(scheme: str) ->
     assert (trusting["tls_verify"], "ca_file" in trusting) == ("0", False)
 
 
-@pytest.mark.parametrize("scheme", ["rtsp", "rtmp", "http"])
+@pytest.mark.parametrize("scheme", ["rtsp", "rtmp"])
 def test_without_tls_nothing_is_said_of_certificates(scheme: str) -> None:
     assert "tls_verify" not in parse(f"{scheme}://host/x").options
 
@@ -121,6 +145,7 @@ def test_a_label_holds_no_credentials_and_the_url_holds_all(spec: str, label: st
         "rtsp://user:secret@host/x\r\nX-Evil: 1",
         "rtsp://user:secret@host/\x00x",
         "rtmps://user:secret@host/live?listen=1",
+        "udp://@:5000?secret",
     ],
 )
 def test_what_is_no_address_is_refused_without_repeating_a_password(spec: str) -> None:

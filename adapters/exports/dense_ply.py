@@ -6,8 +6,7 @@ off. Comments of the file say where some keyframes are in the world of its point
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +29,6 @@ _LEAST_CAMERAS = 3  # in both worlds
 _POSE_NUMBERS = 12
 _MAX_OFF_RATIO = 0.05  # of the spread of cameras, that half of them may be off at most
 _MAX_HEADER_LINES, _MAX_LINE_BYTES = 1_000, 10_000
-_MOVED_AT_ONCE = 1_000_000  # points
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,20 +99,13 @@ def similarity_onto(
     return onto if np.median(off) <= _MAX_OFF_RATIO * spread.max() else None
 
 
-def write_moved_dense_ply(path: Path, to: Path, onto_from_world: Float64Array, frame: str) -> None:
-    """Copies points into another world.
+def header_of_moved(header: DensePlyHeader, *, frame: str) -> bytes:
+    """The header of a file of the same points in another world.
 
     Args:
-        path: a file of dense points.
-        to: the new file.
-        onto_from_world: a similarity [s R | t] (3, 4).
+        header: of the points.
         frame: what the other world is, in words.
-
-    Raises:
-        OSError: a file cannot be read or written.
-        ValueError: it is no such file.
     """
-    header = read_dense_ply_header(path)
     others = (one for one in header.comments if not one.startswith((_FRAME, _CAMERA, "-")))
     lines = [
         *_FIRST_LINES,
@@ -123,15 +114,34 @@ def write_moved_dense_ply(path: Path, to: Path, onto_from_world: Float64Array, f
         f"element vertex {header.num_points}",
         *_LAYOUT,
     ]
+    return "".join(f"{line}\n" for line in lines).encode("ascii", "replace")
+
+
+def read_moved_vertices(
+    file: BinaryIO, num_points: int, onto_from_world: Float64Array
+) -> NDArray[np.void]:
+    """The next points of a file, in another world.
+
+    Args:
+        file: of dense points, behind its header.
+        num_points: how many.
+        onto_from_world: a similarity [s R | t] (3, 4).
+
+    Returns:
+        ``xyz``, ``normal`` and ``rgb`` of each.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is cut short.
+    """
+    vertices = np.frombuffer(file.read(num_points * _VERTEX.itemsize), _VERTEX).copy()
+    if len(vertices) != num_points:
+        raise ValueError("it is not whole")
     rotation = onto_from_world[:, :3] / np.cbrt(np.linalg.det(onto_from_world[:, :3]))
     turn = np.column_stack([rotation, np.zeros(3)])
-    with path.open("rb") as file, to.open("wb") as moved:
-        moved.write("".join(f"{line}\n" for line in lines).encode("ascii", "replace"))
-        file.seek(header.num_bytes)
-        for vertices in _parts(file):
-            for name, onto in (("xyz", onto_from_world), ("normal", turn)):
-                vertices[name] = transform_points(onto, vertices[name].astype(np.float64))
-            moved.write(vertices.tobytes())
+    for name, onto in (("xyz", onto_from_world), ("normal", turn)):
+        vertices[name] = transform_points(onto, vertices[name].astype(np.float64))
+    return vertices
 
 
 def _cameras_of(comments: Iterable[str]) -> dict[int, Float64Array]:
@@ -149,10 +159,3 @@ def _cameras_of(comments: Iterable[str]) -> dict[int, Float64Array]:
                 raise ValueError("it has a pose that is none")
             poses[int(frame_id)] = pose.reshape(3, 4)
     return poses
-
-
-def _parts(file: BinaryIO) -> Iterator[NDArray[np.void]]:
-    """Vertices from here to the end, some at once."""
-    reads = (file.read(_MOVED_AT_ONCE * _VERTEX.itemsize) for _ in itertools.count())
-    for data in itertools.takewhile(len, reads):
-        yield np.frombuffer(data, _VERTEX).copy()

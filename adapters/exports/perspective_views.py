@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adapters.exports.job import ExportJob
 from engine.errors import SnapshotError
 from engine.types import Float32Array, Float64Array, Uint8Array
 
@@ -36,27 +37,26 @@ def has_spherical_images(reconstruction: pycolmap.Reconstruction) -> bool:
     return any(camera.is_spherical() for camera in reconstruction.cameras.values())
 
 
-def split_spherical_images(
-    reconstruction: pycolmap.Reconstruction, run: Path, to: Path
-) -> pycolmap.Reconstruction:
+def split_spherical_images(job: ExportJob, to: Path) -> pycolmap.Reconstruction:
     """Writes a model's images to a folder, spherical ones as views, and returns the model of those.
 
     Args:
-        reconstruction: the model of a run.
-        run: holds ``images/`` and, where there are any, ``masks/``.
+        job: of the export.
         to: gets ``images/`` and ``masks/`` alike.
 
     Raises:
         SnapshotError: an image cannot be read or written.
         OSError: likewise.
+        ExportCancelled: the export was cancelled.
     """
     import pycolmap
 
+    reconstruction, run = job.reconstruction, job.run
     views = pycolmap.Reconstruction()
     for camera in reconstruction.cameras.values():
         views.add_camera_with_trivial_rig(_view_camera(camera) if camera.is_spherical() else camera)
     places: dict[tuple[int, int], tuple[int, int]] = {}  # image and point: the same in the views
-    for image in sorted(reconstruction.images.values(), key=lambda image: image.image_id):
+    for image in job.each("images split into views", job.images()):
         camera = reconstruction.camera(image.camera_id)
         if camera.is_spherical():
             _add_views(views, image, camera, places)

@@ -1,0 +1,205 @@
+"""Files of HTTP servers as FFmpeg reads them: with seeking, and playlists with their pieces.
+
+FFmpeg opens nothing itself. What a playlist leads to is asked for by the same client, so nothing
+but HTTP is reached, and no more is read between two frames than a frame may hold.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from adapters.sources.streams.http_client import HttpAnswer, HttpClient
+from adapters.sources.streams.patience import OutOfPatienceError, StreamError
+
+_MAX_HEADER_BYTES = 64_000_000  # before the first frame: an index of ten hours of video
+_MAX_PLAYLIST_BYTES = 4_000_000
+_READ_BYTES = 1 << 16
+_PASSED_OVER_BYTES = 1 << 20  # rather than asked for again
+_MAX_RESTARTS = 8  # of a file that the server gives whole only
+_MAX_MISSED_PIECES = 3  # in a row: a server deletes old ones
+_TARGET_DURATION = re.compile(rb"#EXT-X-TARGETDURATION:[ \t]*([0-9]{1,4})")
+_ENCRYPTED = re.compile(rb"#EXT-X-(SESSION-)?KEY:[^\r\n]*METHOD=(?!NONE)")
+
+
+class HttpFiles:
+    """The files of one stream; FFmpeg reads them on one thread."""
+
+    def __init__(self, client: HttpClient, *, max_frame_bytes: int) -> None:
+        """Begins before the first frame.
+
+        Args:
+            client: asks for them.
+            max_frame_bytes: read between two frames at most.
+        """
+        self.client = client
+        self.piece_s = 0.0  # how long a playlist's pieces last at most
+        self._max_frame_bytes = max_frame_bytes
+        self._num_left = _MAX_HEADER_BYTES
+        self._num_missed = 0
+        self._has_piece = False
+        self._has_begun = False
+        # PyAV keeps one exception until FFmpeg's call returns, and prints another.
+        self._has_failed = False
+
+    def frame_came(self) -> None:
+        """A frame was read: as much may be read for the next."""
+        self._has_begun = True
+        self._num_left = self._max_frame_bytes
+
+    def open_piece(self, url: str, _flags: int, options: Mapping[str, Any]) -> Any:
+        """Opens what a playlist leads to, for PyAV's ``io_open``.
+
+        Raises:
+            StreamError: it is the first and cannot be had, or the third in a row, or late.
+        """
+        begin = int(options.get("offset", 0))
+        end = int(options["end_offset"]) if int(options.get("end_offset", 0)) > 0 else None
+        try:
+            if self._has_failed:
+                return io.BytesIO()
+            answer = self.client.open(url, begin=begin, end=end)
+        except OutOfPatienceError as error:
+            raise self.failed(error.loss.detail) from error
+        except StreamError as error:
+            self._num_missed += 1
+            if self._has_piece and self._num_missed < _MAX_MISSED_PIECES:
+                return io.BytesIO()
+            raise self.failed(f"its playlist leads on, {_and_then(error)}") from error
+        self._num_missed = 0
+        self._has_piece = True
+        return HttpFile(answer, files=self, begin=begin)
+
+    def failed(self, detail: str) -> StreamError:
+        """The error that ends the reading, which is to be raised."""
+        self._has_failed = True
+        return StreamError(detail)
+
+    def open(self, url: str, *, begin: int) -> HttpAnswer:
+        """A file from a place on, or from its beginning.
+
+        Raises:
+            StreamError: it cannot be had.
+        """
+        try:
+            return self.client.open(url, begin=begin)
+        except StreamError as error:
+            raise self.failed(error.loss.detail) from error
+
+    def read(self, answer: HttpAnswer, num_bytes: int, *, is_kept: bool = True) -> bytes:
+        """Bytes of a file, as many as have come.
+
+        Raises:
+            StreamError: they do not come, or are too many to be kept.
+        """
+        if self._has_failed:
+            return b""
+        try:
+            data = answer.read(min(num_bytes, _READ_BYTES))
+        except StreamError as error:
+            raise self.failed(error.loss.detail) from error
+        if not is_kept:
+            return data
+        self._num_left -= len(data)
+        if self._num_left < 0:
+            what = (
+                "a frame is" if self._has_begun else "no video begins, or its index is at its end"
+            )
+            limit = self._max_frame_bytes if self._has_begun else _MAX_HEADER_BYTES
+            raise self.failed(f"{what} more than {limit // 10**6} MB away")
+        return data
+
+
+class HttpFile:
+    """A file as PyAV reads it."""
+
+    def __init__(self, answer: HttpAnswer, *, files: HttpFiles, begin: int = 0) -> None:
+        """Takes an answer and where in the whole file it begins."""
+        self.name = answer.url  # against which FFmpeg resolves what a playlist names
+        self._files = files
+        self._answer: HttpAnswer | None = answer
+        self._zero = begin
+        self._at = begin  # of the next byte that is read
+        self._answer_at = answer.begins_at  # of the next byte of the answer
+        self._num_bytes = answer.num_bytes
+        self._num_restarts = 0
+        self._is_playlist = answer.begin().lstrip(b"\xef\xbb\xbf").startswith(b"#EXTM3U")
+        self._text = b""
+
+    def seekable(self) -> bool:
+        """Whether another place can be read from."""
+        return self._num_bytes is not None
+
+    def tell(self) -> int:
+        """Where the next byte is."""
+        return self._at - self._zero
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Goes to another place, which is asked for when it is read."""
+        starts = {os.SEEK_SET: self._zero, os.SEEK_CUR: self._at, os.SEEK_END: self._num_bytes or 0}
+        self._at = max(starts[whence] + offset, self._zero)
+        return self.tell()
+
+    def read(self, num_bytes: int) -> bytes:
+        """What has come, at most so many bytes.
+
+        Raises:
+            StreamError: nothing more comes.
+        """
+        if self._num_bytes is not None and self._at >= self._num_bytes:
+            return b""
+        answer = self._answer_at_place()
+        data = self._files.read(answer, num_bytes)
+        self._at += len(data)
+        self._answer_at = self._at
+        if self._is_playlist:
+            self._look_at_playlist(data)
+        return data
+
+    def close(self) -> None:
+        """Ends the connection."""
+        if self._answer is not None:
+            self._answer.close()
+            self._answer = None
+
+    def _answer_at_place(self) -> HttpAnswer:
+        """An answer that goes on where is read next.
+
+        Raises:
+            StreamError: it cannot be had.
+        """
+        ahead = self._at - self._answer_at
+        if self._answer is None or not 0 <= ahead <= _PASSED_OVER_BYTES:
+            self.close()
+            self._answer = self._files.open(self.name, begin=self._at)
+            self._answer_at = self._answer.begins_at
+            if not self._answer_at and self._at:
+                self._num_restarts += 1
+                if self._num_restarts > _MAX_RESTARTS:
+                    raise self._files.failed(
+                        "connected, but this video is read in pieces, and the server gives it whole"
+                    )
+        while self._answer_at < self._at:
+            ahead = self._at - self._answer_at
+            passed_over = self._files.read(self._answer, ahead, is_kept=False)
+            if not passed_over:
+                break
+            self._answer_at += len(passed_over)
+        return self._answer
+
+    def _look_at_playlist(self, data: bytes) -> None:
+        if self._at - self._zero > _MAX_PLAYLIST_BYTES:
+            raise self._files.failed("connected, but its playlist does not end")
+        self._text = self._text[-200:] + data
+        if _ENCRYPTED.search(self._text):
+            raise self._files.failed("connected, but the pieces of its playlist are encrypted")
+        durations = [int(found) for found in _TARGET_DURATION.findall(self._text)]
+        self._files.piece_s = max([self._files.piece_s, *durations])
+
+
+def _and_then(error: StreamError) -> str:
+    detail = error.loss.detail
+    return detail.removeprefix("connected, ")

@@ -1,0 +1,233 @@
+"""Ground control: a map laid onto surveyed points, those that contradict the others left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from engine.config import GeoreferenceConfig
+from engine.geo.georeference import MAX_UPWARDS, Georeference, median_fix, positions_in_enu, stds_m
+from engine.geo.similarity_fit import (
+    UNKNOWN_STD_M,
+    SimilarityFit,
+    fit_similarity,
+    least_squares_similarity,
+    mean_height,
+)
+from engine.geometry import transform_points
+from engine.types import BoolArray, ControlPoint, Float64Array, freeze_field
+
+MIN_CONTROL_POINTS = 3
+_NUM_TRUSTED = 4  # at least, before one can be told to be wrong: three fit any similarity
+_MIN_WIDTH_RATIO = 0.02  # of the points' width to their length
+_MAX_ROTATION_STD_DEG = 4.0
+_MAX_ERROR_RATIO = 0.1  # root mean square, of the points' extent
+_LINE = "the control points lie on a line, or nearly: the turn about it stays open"
+# The most of F that right points have by chance, about one in a thousand maps of ten points: it is
+# _F_LIMIT for many degrees of freedom and larger for few.
+_F_LIMIT, _F_OF_FEW = 10.0, 12.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PlacedPoint:
+    """A control point and where its marks put it in the map."""
+
+    point: ControlPoint
+    place: Float64Array  # (3,)
+    covariance: Float64Array  # (3, 3)
+
+    def __post_init__(self) -> None:
+        freeze_field(self, "place", (3,), np.float64)
+        freeze_field(self, "covariance", (3, 3), np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ControlFit:
+    """A map laid onto control points. N: the points that were surveyed, in order."""
+
+    georeference: Georeference  # its arrays are of those N that are no check points
+    errors_m: Float64Array  # (N, 3) map minus survey, east, north, up; NaN: not surveyed
+    is_used: BoolArray  # (N,) the map is laid onto it
+    expected_m: float  # root mean square that surveying and marking account for, of those used
+
+    def __post_init__(self) -> None:
+        freeze_field(self, "errors_m", (None, 3), np.float64, finite=False)
+        freeze_field(self, "is_used", (len(self.errors_m),), np.bool_)
+
+
+def lay_onto_control_points(
+    points: Sequence[PlacedPoint],
+    *,
+    downwards: Float64Array,
+    config: GeoreferenceConfig,
+    seed: int = 0,
+) -> ControlFit | str:
+    """The similarity that lays a map onto its control points by least squares.
+
+    Each counts by the accuracy of surveys (``control_accuracy_m``) and of its place in the map.
+    From the half of the points that a robust fit has nearest, others are added as long as they
+    agree: by the F test of one more point in a forward search (Atkinson and Riani, 2000). Those
+    that are left contradict the others. Fewer than five points all count: which of four is wrong
+    nobody can tell.
+
+    Args:
+        points: surveyed ones, check points among them.
+        downwards: (C, 3) in the map, the sum of each camera's y and z axes: on level cameras and
+            those that face down it points down.
+        config: accuracies, and what is refused.
+        seed: of random samples.
+
+    Returns:
+        The fit, or why there is none, in words.
+    """
+    fixes = [one.point.fix for one in points if one.point.fix is not None]
+    is_control = np.array([not one.point.is_check for one in points], np.bool_)
+    places = np.array([one.place for one in points]).reshape(-1, 3)
+    control = [fix for fix, is_one in zip(fixes, is_control, strict=True) if is_one]
+    num_whole = sum(fix.altitude_m is not None for fix in control)
+    if num_whole < MIN_CONTROL_POINTS:
+        return (
+            f"{num_whole} control points with a height are marked in two or more images of the"
+            f" map, {MIN_CONTROL_POINTS} are needed"
+        )
+    origin = median_fix(control)
+    positions_m = positions_in_enu(fixes, origin=origin)
+    accuracy_m = config.control_accuracy_m
+    known_m = stds_m([replace(fix, accuracy_m=accuracy_m) for fix in fixes], config=config)
+    first = fit_similarity(
+        places[is_control],
+        positions_m[is_control],
+        stds_m=known_m[is_control],
+        max_error_m=config.max_error_m,
+        seed=seed,
+    )
+    if first is None or _is_line(positions_m[is_control & (known_m[:, 2] < UNKNOWN_STD_M)]):
+        return _LINE
+    all_stds_m = _with_places(known_m, points, first.onto_from_map)
+    problem = _Problem(
+        places=places[is_control],
+        positions_m=positions_m[is_control],
+        stds_m=all_stds_m[is_control],
+    )
+    used = problem.agreeing(first)
+    fit = problem.fit(used)
+    refusal = _LINE if fit is None else problem.refusal(fit, used, downwards, config=config)
+    if fit is None or refusal:
+        return refusal
+    is_used = np.zeros(len(points), np.bool_)
+    is_used[is_control] = used
+    errors_m = transform_points(fit.onto_from_map, places) - positions_m
+    errors_m[known_m >= UNKNOWN_STD_M] = np.nan
+    variances = np.where(problem.known, problem.stds_m**2, 0.0)[used]
+    residuals_m = problem.distances_m(fit.onto_from_map)
+    return ControlFit(
+        georeference=Georeference(
+            origin=origin,
+            enu_from_map=fit.onto_from_map,
+            residuals_m=residuals_m,
+            weights=used.astype(np.float64),
+            is_inlier=used,
+            offsets_enu_m=errors_m[is_control],
+            rmse_m=float(np.sqrt(np.mean(residuals_m[used] ** 2))),
+            rotation_std_deg=math.degrees(fit.rotation_std_rad),
+            scale_std_ratio=fit.scale_std_ratio,
+            is_levelled_by_cameras=False,
+        ),
+        errors_m=errors_m,
+        is_used=is_used,
+        expected_m=float(np.sqrt(variances.sum(axis=1).mean())),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Problem:
+    """Control points in the map and where they were surveyed."""
+
+    places: Float64Array  # (N, 3)
+    positions_m: Float64Array  # (N, 3)
+    stds_m: Float64Array  # (N, 3)
+
+    @property
+    def known(self) -> BoolArray:
+        return np.asarray(self.stds_m < UNKNOWN_STD_M)
+
+    def fit(self, used: BoolArray) -> SimilarityFit | None:
+        return least_squares_similarity(
+            self.places[used], self.positions_m[used], stds_m=self.stds_m[used]
+        )
+
+    def offsets_m(self, onto_from_map: Float64Array) -> Float64Array:
+        return transform_points(onto_from_map, self.places) - self.positions_m
+
+    def distances_m(self, onto_from_map: Float64Array) -> Float64Array:
+        """Of places to where they were surveyed (N,), along what is known."""
+        offsets_m = np.where(self.known, self.offsets_m(onto_from_map), 0.0)
+        return np.asarray(np.linalg.norm(offsets_m, axis=1))
+
+    def refusal(
+        self,
+        fit: SimilarityFit,
+        used: BoolArray,
+        downwards: Float64Array,
+        *,
+        config: GeoreferenceConfig,
+    ) -> str:
+        """Why a fit to the points that are used is none, "" where it is one."""
+        if mean_height(fit, downwards) > MAX_UPWARDS:
+            return (
+                "the cameras would stand on their heads or look at the sky: the file has east and"
+                " north, or the sign of one of them, the wrong way round"
+            )
+        rmse_m = float(np.sqrt(np.mean(self.distances_m(fit.onto_from_map)[used] ** 2)))
+        extent_m = float(np.linalg.norm(np.ptp(self.positions_m[used], axis=0)))
+        if rmse_m > min(config.max_error_m, _MAX_ERROR_RATIO * extent_m):
+            return (
+                f"the control points contradict the map: it is off by {rmse_m:.2g} m, root mean"
+                " square; is the coordinate system of the file the right one?"
+            )
+        return _LINE if math.degrees(fit.rotation_std_rad) > _MAX_ROTATION_STD_DEG else ""
+
+    def misfits(self, onto_from_map: Float64Array) -> Float64Array:
+        """Squared offsets (N,) in units of their standard deviations."""
+        scaled = np.where(self.known, self.offsets_m(onto_from_map) / self.stds_m, 0.0)
+        return np.asarray((scaled**2).sum(axis=1))
+
+    def agreeing(self, first: SimilarityFit) -> BoolArray:
+        """Which of the points (N,) agree, from a robust fit on."""
+        num = len(self.places)
+        used = np.zeros(num, np.bool_)
+        nearest = np.argsort(self.misfits(first.onto_from_map), kind="stable")
+        used[nearest[: max(_NUM_TRUSTED, num // 2 + 1)]] = True
+        while not used.all() and (fit := self.fit(used)) is not None:
+            misfits = self.misfits(fit.onto_from_map)
+            candidate = int(np.argmin(np.where(used, np.inf, misfits)))
+            more = used.copy()
+            more[candidate] = True
+            wider = self.fit(more)
+            if wider is None:
+                break
+            freedom = max(int(self.known[used].sum()) - 7, 1)
+            noise = max(float(misfits[used].sum()) / freedom, 1.0)
+            gain = float(self.misfits(wider.onto_from_map)[more].sum() - misfits[used].sum())
+            f_value = gain / int(self.known[candidate].sum()) / noise
+            if f_value > _F_LIMIT * (1.0 + _F_OF_FEW / freedom):
+                break
+            used = more
+        return used
+
+
+def _is_line(positions_m: Float64Array) -> bool:
+    spread = np.linalg.svd(positions_m - positions_m.mean(axis=0), compute_uv=False)
+    return bool(spread[1] <= _MIN_WIDTH_RATIO * spread[0])
+
+
+def _with_places(
+    known_m: Float64Array, points: Sequence[PlacedPoint], onto_from_map: Float64Array
+) -> Float64Array:
+    """Standard deviations (N, 3) of surveys and of the places in the map together."""
+    linear = onto_from_map[:, :3]
+    of_places = np.array([np.diag(linear @ one.covariance @ linear.T) for one in points])
+    return np.where(known_m < UNKNOWN_STD_M, np.sqrt(known_m**2 + of_places), UNKNOWN_STD_M)

@@ -1,0 +1,463 @@
+"""``train``: the latest snapshot for a splat trainer that reads while the run goes on.
+
+    train -> training/000007      replaced in one step
+    training/000007/sparse/0/     PINHOLE model of a snapshot: *.bin, points3D.ply
+                    transforms.json, image_names.csv
+                    images/, masks/     hard links
+    training/images/, masks/      undistorted; an image is written once and never again
+    training/state.json           which files belong to which image and calibration
+
+A version is a whole training set without links to elsewhere, and never changes: a reader that
+resolves ``train`` once sees one state of the map, for as long as eight updates take. One that opens
+file after file by ``train`` itself may open files of two versions.
+
+Images are undistorted by the calibration of the time. Later the map has another: as long as the
+images are still those of some PINHOLE camera, to a fraction of a pixel, only the parameters of that
+camera follow. Else the lens has changed too much, and the camera begins a new generation: its
+images are written anew, under new names, before a version names them.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from engine.errors import ConfigError, JournalError, SnapshotError
+from engine.model_files import ModelFileError, check_model_files
+from engine.output.files import (
+    TEMPORARY_PREFIX,
+    flush_to_disk,
+    link_atomically,
+    temporary_sibling,
+    write_atomically,
+)
+from engine.output.flat_names import FlatNames
+from engine.output.journal import encode_mask, mask_name
+from engine.output.model_writing import write_model
+from engine.output.nerfstudio import TRANSFORMS_NAME, transforms_record
+from engine.output.run_folder import MASKS_FOLDER, TRAIN_LINK, TRAINING_FOLDER
+from engine.output.sparse_ply import write_sparse_ply
+from engine.output.undistortion import (
+    PinholeWarp,
+    pinhole_of,
+    undistort_model,
+    undistorted_file,
+)
+from engine.regular_files import read_regular_file
+from engine.types import BoolArray
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pycolmap
+
+IMAGE_NAMES = "image_names.csv"
+
+_STATE = "state.json"
+_IMAGES = "images"
+_MAX_STATE_BYTES = 2**28
+_MAX_SHIFT_RATIO = 1 / 2000  # of the longer edge, that pixels may be off their PINHOLE camera's
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
+_NUM_KEPT = 8  # versions: who reads one has so many updates time
+_MIN_IMAGES = 2  # of a version
+_NAMES_HEADER = ("image", "frame", "camera_id", "generation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingFigures:
+    """What a version of the training folder has."""
+
+    version: int
+    num_images: int
+    num_written: int  # images that were written for it
+    num_missing: int  # keyframes of the map whose images are not in the run, or not yet
+    num_generations: int  # of the camera with most of them
+
+
+@dataclass(slots=True, kw_only=True)
+class _Generation:
+    """Images of one camera that were undistorted alike."""
+
+    number: int
+    warp: PinholeWarp
+
+
+class TrainingFolder:
+    """Keeps ``train`` of a run up to date with snapshots. One thread at a time.
+
+    Args:
+        run_path: the run folder.
+        jpeg_quality: of images, 1 to 100.
+    """
+
+    def __init__(self, run_path: Path, *, jpeg_quality: int) -> None:
+        self._run_path = run_path
+        self._path = run_path / TRAINING_FOLDER
+        self._jpeg_quality = jpeg_quality
+        self._generations: dict[int, _Generation] = {}  # by camera
+        self._mask_stamps: dict[str, str] = {}  # of the masks in the run, by flat name
+        self._names = FlatNames()
+        self._version = 0
+        self._load()
+
+    @property
+    def run_path(self) -> Path:
+        """The run folder."""
+        return self._run_path
+
+    def update(self, snapshot: Path, *, between: Callable[[], None]) -> TrainingFigures | None:
+        """Writes a version of the first map of a snapshot and makes it ``train``.
+
+        Args:
+            snapshot: its folder, which must not be replaced meanwhile.
+            between: is called before each file; what it raises ends the update, and ``train``
+                stays.
+
+        Returns:
+            Figures; None where too few images are in the run to train with.
+
+        Raises:
+            ConfigError: a camera's images cannot become PINHOLE ones.
+            SnapshotError: the snapshot cannot be read.
+            JournalError: something cannot be written; ``train`` stays.
+        """
+        model = _read_model(snapshot)
+        _refuse_spherical(model)
+        with _writing(self._path):
+            (self._path / _IMAGES).mkdir(parents=True, exist_ok=True)
+            num_missing = self._leave_out_missing(model)
+            if model.num_reg_images() < _MIN_IMAGES:
+                return None
+            frames = {i: model.image(i).name for i in model.reg_image_ids()}
+            pinholes = self._pinholes(model)
+            files = {i: self._file_of(model.image(i).camera_id, frames[i]) for i in frames}
+            num_written = self._write_images(model, frames, files, between=between)
+            has_masks = self._write_masks(model, frames, files, between=between)
+            between()
+            undistort_model(model, pinholes)
+            for image_id, file in files.items():
+                model.image(image_id).name = file
+            self._version += 1
+            version = self._write_version(model, frames, has_masks=has_masks)
+            self._write_state()
+            link_atomically(self._run_path / TRAIN_LINK, f"{TRAINING_FOLDER}/{version.name}")
+            flush_to_disk(self._run_path)
+            self._delete_old()
+        return TrainingFigures(
+            version=self._version,
+            num_images=len(frames),
+            num_written=num_written,
+            num_missing=num_missing,
+            num_generations=max(one.number for one in self._generations.values()),
+        )
+
+    # -- images ---------------------------------------------------------------------------------
+
+    def _pinholes(self, model: pycolmap.Reconstruction) -> dict[int, pycolmap.Camera]:
+        """The PINHOLE camera of each camera's images, by the model's calibration."""
+        used = {model.image(i).camera_id for i in model.reg_image_ids()}
+        pinholes = {}
+        for camera_id in sorted(used):
+            camera = model.camera(camera_id)
+            known = self._generations.get(camera_id)
+            fit = known.warp.fit(camera) if known and _is_same_size(known, camera) else None
+            edge_px = max(camera.width, camera.height)
+            if fit is None or fit.max_error_px > _MAX_SHIFT_RATIO * edge_px:
+                number = 1 if known is None else known.number + 1
+                pinholes[camera_id] = pinhole_of(camera)
+                warp = PinholeWarp(camera, pinholes[camera_id])
+                self._generations[camera_id] = _Generation(number=number, warp=warp)
+            else:
+                pinholes[camera_id] = fit.camera
+        for camera_id in set(model.cameras) - used:  # of images that are left out
+            pinholes[camera_id] = pinhole_of(model.camera(camera_id))
+        return pinholes
+
+    def _file_of(self, camera_id: int, frame_name: str) -> str:
+        generation = self._generations[camera_id].number
+        return self._names.of(frame_name, key=f"{camera_id}\n{generation}\n{frame_name}")
+
+    def _leave_out_missing(self, model: pycolmap.Reconstruction) -> int:
+        """Takes images out of a model that the run does not have; returns how many."""
+        missing = [
+            image_id
+            for image_id in model.reg_image_ids()
+            if not (self._run_path / _IMAGES / model.image(image_id).name).is_file()
+        ]
+        for image_id in missing:
+            model.deregister_frame(model.image(image_id).frame_id)
+        return len(missing)
+
+    def _write_images(
+        self,
+        model: pycolmap.Reconstruction,
+        frames: Mapping[int, str],
+        files: Mapping[int, str],
+        *,
+        between: Callable[[], None],
+    ) -> int:
+        num_written = 0
+        for image_id, file in files.items():
+            path = self._path / _IMAGES / file
+            if path.exists():
+                continue
+            between()
+            warp = self._generations[model.image(image_id).camera_id].warp
+            source = self._run_path / _IMAGES / frames[image_id]
+            data = undistorted_file(
+                source, warp, suffix=path.suffix, jpeg_quality=self._jpeg_quality
+            )
+            write_atomically(path, data)
+            num_written += 1
+        return num_written
+
+    def _write_masks(
+        self,
+        model: pycolmap.Reconstruction,
+        frames: Mapping[int, str],
+        files: Mapping[int, str],
+        *,
+        between: Callable[[], None],
+    ) -> bool:
+        """Writes masks that are new or changed; all images have one, or none, as trainers want."""
+        sources = {i: self._run_path / MASKS_FOLDER / mask_name(frames[i]) for i in frames}
+        stamps = {i: _stamp(source) for i, source in sources.items()}
+        if not any(stamps.values()):
+            return False
+        (self._path / MASKS_FOLDER).mkdir(exist_ok=True)
+        for image_id, file in files.items():
+            path = self._path / MASKS_FOLDER / mask_name(file)
+            if self._mask_stamps.get(file) == stamps[image_id] and path.exists():
+                continue
+            between()
+            warp = self._generations[model.image(image_id).camera_id].warp
+            mask = _read_mask(sources[image_id], warp.original) if stamps[image_id] else None
+            size = (warp.pinhole.height, warp.pinhole.width)
+            undistorted = np.ones(size, np.bool_) if mask is None else warp.mask(mask)
+            write_atomically(path, encode_mask(undistorted))
+            self._mask_stamps[file] = stamps[image_id]
+        return True
+
+    # -- versions -------------------------------------------------------------------------------
+
+    def _write_version(
+        self, model: pycolmap.Reconstruction, frames: Mapping[int, str], *, has_masks: bool
+    ) -> Path:
+        path = self._path / f"{self._version:06d}"
+        temporary = temporary_sibling(path)
+        masks_folder = MASKS_FOLDER if has_masks else ""
+        try:
+            write_trainer_model(temporary, model, masks_folder=masks_folder)
+            rows = [
+                (model.image(i).name, name, camera_id, self._generations[camera_id].number)
+                for i, name in frames.items()
+                for camera_id in [model.image(i).camera_id]
+            ]
+            write_atomically(temporary / IMAGE_NAMES, table_of(_NAMES_HEADER, rows))
+            files = [model.image(i).name for i in frames]
+            _link_all(self._path / _IMAGES, files, to=temporary / _IMAGES)
+            if has_masks:
+                masks = [mask_name(file) for file in files]
+                _link_all(self._path / MASKS_FOLDER, masks, to=temporary / MASKS_FOLDER)
+            flush_to_disk(temporary)
+            temporary.rename(path)
+            flush_to_disk(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return path
+
+    def _versions(self) -> list[Path]:
+        """All versions, oldest first."""
+        if not self._path.is_dir():
+            return []
+        found = (one for one in self._path.iterdir() if one.name.isdecimal())
+        return sorted(found, key=lambda one: int(one.name))
+
+    def _delete_old(self) -> None:
+        for old in self._versions()[:-_NUM_KEPT]:
+            doomed = temporary_sibling(old)
+            old.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    # -- state ----------------------------------------------------------------------------------
+
+    def _write_state(self) -> None:
+        record = {
+            "names": dict(self._names.given),
+            "cameras": {
+                str(camera_id): {
+                    "generation": one.number,
+                    "original": _camera_record(one.warp.original),
+                    "pinhole": _camera_record(one.warp.pinhole),
+                }
+                for camera_id, one in self._generations.items()
+            },
+            "masks": self._mask_stamps,
+        }
+        write_atomically(self._path / _STATE, f"{json.dumps(record)}\n".encode())
+
+    def _load(self) -> None:
+        """Goes on with what a run before has written; what no state names is left as it is."""
+        for folder in (
+            self._path,
+            *(self._path / one for one in (_IMAGES, MASKS_FOLDER)),
+        ):
+            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+                leftover.unlink(missing_ok=True)
+        self._version = max((int(one.name) for one in self._versions()), default=0)
+        there = {one.stem for one in (self._path / _IMAGES).glob("*")}
+        try:
+            data = read_regular_file(self._path / _STATE, max_bytes=_MAX_STATE_BYTES)
+            record = json.loads(data)
+            names = {str(key): str(name) for key, name in record["names"].items()}
+            self._generations = {
+                int(camera_id): _generation(one) for camera_id, one in record["cameras"].items()
+            }
+            self._mask_stamps = {str(k): str(stamp) for k, stamp in record["masks"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            self._generations, self._mask_stamps, names = {}, {}, {}
+        self._names = FlatNames(_without_paths(names), taken=there)
+
+
+def write_trainer_model(
+    folder: Path, model: pycolmap.Reconstruction, *, masks_folder: str, points_name: str = ""
+) -> None:
+    """Writes ``sparse/0`` with ``points3D.ply``, and ``transforms.json``, of PINHOLE images.
+
+    Args:
+        folder: is made.
+        model: of images without folders in their names, in ``images/``.
+        masks_folder: of their masks; "": they have none.
+        points_name: of a PLY file that takes the place of ``points3D.ply``; "": of none.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    sparse = folder / "sparse" / "0"
+    write_model(model, sparse)
+    if not points_name:
+        points_name = "sparse/0/points3D.ply"
+        write_sparse_ply(model, folder / points_name)
+    record = transforms_record(model, points_name=points_name, masks_folder=masks_folder)
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    write_atomically(folder / TRANSFORMS_NAME, text.encode())
+    flush_to_disk(sparse)
+
+
+def table_of(header: Iterable[str], rows: Iterable[Iterable[object]]) -> bytes:
+    """A CSV table as a file has it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode(errors="backslashreplace")
+
+
+def _read_model(snapshot: Path) -> pycolmap.Reconstruction:
+    import pycolmap
+
+    path = snapshot / "sparse" / "0"
+    try:
+        check_model_files(path)
+        return pycolmap.Reconstruction(path)
+    except (ModelFileError, OSError, RuntimeError, ValueError, MemoryError) as error:
+        raise SnapshotError(f"{path}: cannot be read: {error}") from error
+
+
+def _refuse_spherical(model: pycolmap.Reconstruction) -> None:
+    if any(camera.is_spherical() for camera in model.cameras.values()):
+        raise ConfigError(
+            f"{TRAIN_LINK}: has no images of cameras that see all around: livesfm export"
+            " --undistort makes views of them once the run has ended"
+        )
+
+
+def _is_same_size(known: _Generation, camera: pycolmap.Camera) -> bool:
+    original = known.warp.original
+    return (original.width, original.height) == (camera.width, camera.height)
+
+
+def _link_all(folder: Path, names: Iterable[str], *, to: Path) -> None:
+    """Gives files another place; copies where the file system has no hard links."""
+    to.mkdir()
+    for name in names:
+        try:
+            os.link(folder / name, to / name)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            shutil.copyfile(folder / name, to / name)
+    flush_to_disk(to)
+
+
+def _read_mask(path: Path, camera: pycolmap.Camera) -> BoolArray:
+    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if mask is None or mask.shape != (camera.height, camera.width):
+        raise SnapshotError(f"mask {path.name}: cannot be read, or is not of its image's size")
+    return np.asarray(mask) > 0
+
+
+def _stamp(path: Path) -> str:
+    """What changes with a file; "" where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _camera_record(camera: pycolmap.Camera) -> dict[str, Any]:
+    return {
+        "model": camera.model_name,
+        "width": camera.width,
+        "height": camera.height,
+        "params": [float(value) for value in camera.params],
+    }
+
+
+def _generation(record: Mapping[str, Any]) -> _Generation:
+    """One that was stored.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none.
+    """
+    original, pinhole = _camera(record["original"]), _camera(record["pinhole"])
+    return _Generation(number=int(record["generation"]), warp=PinholeWarp(original, pinhole))
+
+
+def _camera(record: Mapping[str, Any]) -> pycolmap.Camera:
+    import pycolmap
+
+    camera = pycolmap.Camera.create_from_model_name(
+        1, str(record["model"]), 1.0, int(record["width"]), int(record["height"])
+    )
+    camera.params = [float(value) for value in record["params"]]
+    if not camera.verify_params():
+        raise ValueError(f"{record['model']} has other parameters")
+    return camera
+
+
+def _without_paths(names: Mapping[str, str]) -> dict[str, str]:
+    """Names that are no paths: what a file says is not trusted."""
+    return {key: name for key, name in names.items() if name == Path(name).name and name}
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise JournalError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import laspy
+import pytest
+from typer.testing import CliRunner, Result
+
+from adapters import cli
+from tests.support.placed_runs import make_placed_run
+
+
+def livesfm_export(run: Path, to: Path, *options: str) -> Result:
+    return CliRunner().invoke(cli.app, ["export", str(run), "--to", str(to), *options])
+
+
+def test_a_mapper_gets_all_at_once(tmp_path: Path) -> None:
+    make_placed_run(tmp_path / "run")
+    options = ["--las", "--laz", "--ply", "--geojson", "--kml", "--odm", "--bundler", "--metashape"]
+    done = livesfm_export(tmp_path / "run", tmp_path / "out", *options, "--crs", "EPSG:32616")
+    assert done.exit_code == 0, done.stderr
+    assert "6 images" in done.stdout and "--skip-report" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("points.las", "points.laz", "dense.las", "dense.laz", "points.ply", "origin.json"),
+        *("cameras.geojson", "cameras.kml", "odm", "bundler", "metashape"),
+    }
+    crs = laspy.read(tmp_path / "out" / "dense.laz").header.parse_crs()
+    assert crs is not None and crs.to_epsg() == 32616
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--kml"], "--kml needs a map with a place on the globe: livesfm georeference"),
+        (["--las", "--crs", "EPSG:32615"], "livesfm georeference"),
+        (["--ply", "--crs", "EPSG:32615"], "livesfm georeference"),
+        (["--tum", "--crs", "EPSG:32615"], "--crs is for --las"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    tmp_path: Path, options: list[str], why: str
+) -> None:
+    make_placed_run(tmp_path / "run", origin=None)
+    refused = livesfm_export(tmp_path / "run", tmp_path / "out", *options)
+    assert refused.exit_code == cli.REFUSED
+    assert why in refused.stderr and refused.stderr.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_ctrl_c_says_that_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_placed_run(tmp_path / "run")
+    copyfile = shutil.copyfile
+
+    def copy_and_interrupt(path: Path, to: Path) -> None:
+        copyfile(path, to)
+        if path.name == "000001.png":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(shutil, "copyfile", copy_and_interrupt)
+    cancelled = livesfm_export(tmp_path / "run", tmp_path / "out", "--bundler")
+    assert cancelled.exit_code == cli.INTERRUPTED
+    assert "cancelled; nothing is left of it" in cancelled.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}

@@ -1,0 +1,477 @@
+"""HTTP addresses of every kind, from servers on loopback: frames come, or the right words."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from adapters.sources.streams import http_files
+from engine.types import DropReason, Frame, RejectedFrame, SourceNotice, SourceState
+from tests.support.http_servers import (
+    Answer,
+    HttpServer,
+    Request,
+    body,
+    file_in_ranges,
+    head,
+    moved,
+    parts,
+    status,
+)
+from tests.support.live_streams import (
+    assert_all_counted,
+    assert_in_order_of_capture,
+    details_of,
+    frames_of,
+    num_frames,
+    of_kind,
+    open_stream,
+    read,
+    reported,
+    states_of,
+)
+from tests.support.received import Decoded as Item
+from tests.support.small_videos import write_video
+from tests.support.stream_servers import jpeg, texture, write_clip
+
+pytestmark = pytest.mark.network
+
+CONNECTED, LOST = SourceState.CONNECTED, SourceState.LOST
+REFUSED, ENDED = SourceState.REFUSED, SourceState.ENDED
+PICTURES = [jpeg(number) for number in range(6)]
+QUICK_END = {"retry_first_s": 1e3, "retry_max_s": 1e3}  # what is lost is not tried again
+
+
+def serve(
+    answers: dict[str, Answer],
+    *,
+    until: Callable[[list[Item]], bool],
+    path: str = "/x",
+    live: dict[str, Any] | None = None,
+    **limits: Any,
+) -> list[Item]:
+    """What comes of a path of a server."""
+    with HttpServer(answers) as server:
+        return read(open_stream(server.url(path), live=live, **limits), until=until)
+
+
+def words_for(answer: Answer, **live: Any) -> str:
+    """Why a stream is lost or refused at once."""
+    items = serve(
+        {"/x": answer},
+        until=lambda items: isinstance(items[-1], SourceNotice),
+        live={**QUICK_END, **live},
+    )
+    assert not frames_of(items)
+    assert states_of(items)[0] in {LOST, REFUSED}
+    return of_kind(items, SourceNotice)[0].detail
+
+
+# -- pictures -------------------------------------------------------------------------------------
+
+MJPEG_FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "without lengths": {"with_length": False},
+    "without the first boundary": {"with_first_boundary": False},
+    "with neither": {"with_first_boundary": False, "with_length": False},
+    "boundary announced with its hyphens and in quotes": {
+        "content_type": 'multipart/x-mixed-replace; boundary="--part"'
+    },
+    "with neither, and announced with hyphens": {
+        "content_type": 'multipart/x-mixed-replace; boundary="--part"',
+        "with_first_boundary": False,
+        "with_length": False,
+    },
+    "another boundary than announced": {"boundary": b"--other"},
+    "no Content-Type": {"content_type": ""},
+    "a Content-Type that is none": {"content_type": "application/octet-stream"},
+    "chunked": {"is_chunked": True},
+    "with times": {"more": b"X-Timestamp: 1733.25\r\n"},
+}
+
+
+@pytest.mark.parametrize("form", MJPEG_FORMS.values(), ids=MJPEG_FORMS)
+def test_mjpeg_comes_in_every_form_that_cameras_send(form: dict[str, Any]) -> None:
+    servers: list[HttpServer] = []
+    answer = parts(lambda: servers[0], PICTURES, **form)
+    with HttpServer({"/x": answer}) as server:
+        servers.append(server)
+        items = read(open_stream(server.url("/x")), until=num_frames(5))
+    assert states_of(items) == [CONNECTED]
+    assert not of_kind(items, RejectedFrame)
+    assert_all_counted(items)
+    for frame, picture in zip(frames_of(items), PICTURES, strict=False):
+        assert frame.jpeg is not None
+        assert frame.jpeg.rstrip(b"\r\n") == picture
+
+
+def test_a_snapshot_is_asked_for_again_and_the_same_bytes_are_one_frame() -> None:
+    number = itertools.count()
+
+    def answer(request: Request) -> None:
+        body(PICTURES[next(number) // 2 % 6], "image/jpeg")(request)
+
+    items = serve({"/x": answer}, until=num_frames(4), live={"snapshot_rate_hz": 100.0})
+    assert states_of(items) == [CONNECTED]
+    assert details_of(items, CONNECTED) == ["mjpeg, 160 x 120 px"]
+    assert [frame.jpeg for frame in frames_of(items)] == PICTURES[:4]
+    assert_all_counted(items)
+    assert_in_order_of_capture(items)
+
+
+@pytest.mark.parametrize("content_type", ["image/jpeg", "", "application/octet-stream"])
+@pytest.mark.parametrize("with_length", [True, False])
+def test_a_snapshot_is_known_by_its_bytes(content_type: str, with_length: bool) -> None:
+    answer = body(PICTURES[0], content_type, with_length=with_length)
+    assert len(frames_of(serve({"/x": answer}, until=num_frames(1)))) == 1
+
+
+def test_a_snapshot_that_is_gone_is_lost_and_found_again() -> None:
+    number = itertools.count()
+
+    def answer(request: Request) -> None:
+        asked = next(number)
+        (status(503) if asked in {2, 3} else body(PICTURES[asked % 6], "image/jpeg"))(request)
+
+    items = serve({"/x": answer}, until=num_frames(4), live={"snapshot_rate_hz": 100.0})
+    assert states_of(items) == [CONNECTED, LOST, CONNECTED]
+    assert details_of(items, LOST) == ["connected, but the server says: 503 Service Unavailable"]
+
+
+def test_a_snapshot_is_not_asked_for_more_often_than_it_may_be() -> None:
+    number = itertools.count()
+
+    def answer(request: Request) -> None:
+        body(PICTURES[next(number) % 6])(request)
+
+    items = serve({"/x": answer}, until=num_frames(4), live={"snapshot_rate_hz": 10.0})
+    frames = frames_of(items)
+    assert frames[-1].captured_at_s - frames[0].captured_at_s > 0.25
+
+
+def test_a_snapshot_that_is_too_large_is_counted_and_not_kept() -> None:
+    huge = PICTURES[0] + bytes(3_000_000)
+    items = serve(
+        {"/x": body(huge, with_length=False)},
+        until=lambda items: isinstance(items[-1], RejectedFrame),
+        live={"max_payload_mb": 1},
+    )
+    rejected = of_kind(items, RejectedFrame)[0]
+    assert rejected.reason is DropReason.TOO_LARGE
+
+
+def test_a_redirect_leads_to_the_stream() -> None:
+    answers = {"/x": moved("/y"), "/y": moved("/z?a=b", 308), "/z": body(PICTURES[0])}
+    assert len(frames_of(serve(answers, until=num_frames(1)))) == 1
+
+
+# -- video ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def short_mp4(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """12 frames at 30 Hz, its index at the end."""
+    folder = tmp_path_factory.mktemp("mp4")
+    return write_clip(folder / "clip.mp4", 12, rate_hz=30).read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".flv"])
+def test_a_stored_video_is_played_once_and_ends(suffix: str, tmp_path: Path) -> None:
+    data = write_clip(tmp_path / f"clip{suffix}", 12, rate_hz=30).read_bytes()
+    items = serve({"/x": file_in_ranges(data)}, until=reported(ENDED))
+    frames = frames_of(items)
+    assert states_of(items) == [CONNECTED, ENDED]
+    assert details_of(items, CONNECTED) == ["h264, 160 x 120 px"]
+    assert details_of(items, ENDED) == ["the video is over"]
+    assert len(frames) == 12
+    for frame in frames:
+        assert np.abs(frame.pixels.astype(int) - texture(frame.index)).mean() < 12.0
+    np.testing.assert_allclose(np.diff([f.captured_at_s for f in frames]), 1 / 30, atol=2e-3)
+
+
+def test_a_stored_video_comes_no_faster_than_it_was_taken(short_mp4: bytes) -> None:
+    items = serve({"/x": file_in_ranges(short_mp4)}, until=reported(ENDED))
+    frames = frames_of(items)
+    assert frames[-1].received_at_s - frames[0].received_at_s > 11 / 30 - 0.02
+
+
+def test_a_video_with_its_index_at_the_end_needs_no_server_that_gives_parts(
+    short_mp4: bytes,
+) -> None:
+    assert short_mp4.index(b"moov") > short_mp4.index(b"mdat")
+    items = serve({"/x": body(short_mp4, "video/mp4")}, until=reported(ENDED))
+    assert len(frames_of(items)) == 12
+
+
+def test_a_video_that_breaks_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    data = write_video(tmp_path / "clip.mp4", 30).read_bytes()  # its index in front
+    number = itertools.count()
+
+    def answer(request: Request) -> None:
+        if next(number):
+            file_in_ranges(data)(request)
+        else:
+            head(request, Content_Length=len(data))
+            request.wfile.write(data[: len(data) * 2 // 3])
+
+    items = serve({"/x": answer}, until=reported(ENDED))
+    assert states_of(items) == [CONNECTED, LOST, CONNECTED, ENDED]
+    marks = [round(float(frame.pixels[:, :30].mean())) for frame in frames_of(items)]
+    assert len(marks) == 30
+    np.testing.assert_allclose(marks, range(30), atol=3)
+
+
+def test_two_sizes_in_one_stream_are_two_cameras(tmp_path: Path) -> None:
+    data = b"".join(
+        write_clip(tmp_path / f"{size[0]}.ts", 10, size=size).read_bytes()
+        for size in ((160, 120), (320, 240))
+    )
+    items = serve({"/x": body(data, "video/mp2t", with_length=False)}, until=num_frames(19))
+    keys = [frame.camera_key for frame in frames_of(items)]
+    assert set(keys) == {"stream|160x120", "stream|320x240"}
+    assert keys == sorted(keys)
+
+
+def playlist(*pieces: str, duration_s: int = 1, ends: bool = True) -> bytes:
+    """A media playlist (RFC 8216)."""
+    lines = ["#EXTM3U", "#EXT-X-VERSION:3", f"#EXT-X-TARGETDURATION:{duration_s}"]
+    for piece in pieces:
+        lines += [f"#EXTINF:{duration_s}.0,", piece]
+    return "\n".join([*lines, *(["#EXT-X-ENDLIST"] if ends else []), ""]).encode()
+
+
+def pieces_of_video(folder: Path, num: int = 2) -> dict[str, Answer]:
+    """MPEG-TS pieces of ten frames at 15 Hz, as FFmpeg cuts a stream for HLS; by path."""
+    pieces = str(folder / "piece%d")
+    options = {"hls_time": "0.6", "hls_segment_filename": pieces, "hls_list_size": "0"}
+    with av.open(str(folder / "list.m3u8"), "w", format="hls", options=options) as container:
+        stream = container.add_stream(
+            "libx264", rate=15, options={"tune": "zerolatency", "g": "10", "preset": "ultrafast"}
+        )
+        stream.width, stream.height = 160, 120
+        stream.pix_fmt = "yuv420p"
+        for number in range(10 * num):
+            frame = av.VideoFrame.from_ndarray(texture(number), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return {
+        f"/piece{number}": body((folder / f"piece{number}").read_bytes()) for number in range(num)
+    }
+
+
+@pytest.mark.parametrize("path", ["/x", "/live/list"])
+def test_a_playlist_that_ends_is_played_once(path: str, tmp_path: Path) -> None:
+    answers = {
+        **pieces_of_video(tmp_path),
+        path: body(playlist("/piece0", "../piece1"), "application/vnd.apple.mpegurl"),
+    }
+    items = serve(answers, until=reported(ENDED), path=path)
+    assert states_of(items) == [CONNECTED, ENDED]
+    assert len(frames_of(items)) == 20
+    assert_all_counted(items)
+
+
+def test_a_master_playlist_leads_to_its_pieces(tmp_path: Path) -> None:
+    master = b"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=90000\nlow/list.m3u8\n"
+    answers = {
+        **pieces_of_video(tmp_path),
+        "/x": body(master),
+        "/low/list.m3u8": body(playlist("/piece0", "/piece1")),
+    }
+    assert len(frames_of(serve(answers, until=reported(ENDED)))) == 20
+
+
+def test_a_playlist_that_grows_is_read_on(tmp_path: Path) -> None:
+    pieces = pieces_of_video(tmp_path, 3)
+    asked = itertools.count(1)
+
+    def answer(request: Request) -> None:
+        num = min(next(asked), 3)
+        body(playlist(*list(pieces)[:num], ends=num == 3))(request)
+
+    items = serve({**pieces, "/x": answer}, until=num_frames(30))
+    assert states_of(items)[0] is CONNECTED
+    assert len(frames_of(items)) == 30
+
+
+def test_a_playlist_that_stands_still_is_lost(tmp_path: Path) -> None:
+    answers = {**pieces_of_video(tmp_path), "/x": body(playlist("/piece0", "/piece1", ends=False))}
+    items = serve(answers, until=reported(LOST), live={**QUICK_END, "read_timeout_s": 0.5})
+    assert len(frames_of(items)) >= 18  # where one ends, the next one says
+    assert details_of(items, LOST) == ["nothing came for 2.5 s"]  # two pieces of 1 s more
+
+
+# -- where playlists must not lead ----------------------------------------------------------------
+
+
+def test_a_playlist_opens_no_file_of_this_computer(tmp_path: Path) -> None:
+    (tmp_path / "secret.ts").write_bytes(write_clip(tmp_path / "clip.ts", 10).read_bytes())
+    for url in (
+        f"file://{tmp_path}/secret.ts",
+        f"file:{tmp_path}/secret.ts",
+        f"{tmp_path}/secret.ts",  # of the server
+        f"concat:{tmp_path}/secret.ts",
+        f"subfile,,start,0,end,0,,:{tmp_path}/secret.ts",
+        "data:video/mp2t;base64,R0A=",
+        "tcp://127.0.0.1:9/",
+        "ftp://127.0.0.1/x.ts",
+    ):
+        assert "playlist" in words_for(body(playlist(url)))
+
+
+def test_a_public_server_leads_into_no_private_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adapters.sources.streams import http_client
+
+    spaces = {"127.0.0.1": 2, "127.0.0.2": 1}  # as if the first were a public address
+    monkeypatch.setattr(http_client, "_space_of", spaces.__getitem__)
+    with HttpServer({}) as server, HttpServer(pieces_of_video(tmp_path), host="127.0.0.2") as inner:
+        for answer in (body(playlist(inner.url("/piece0"))), moved(inner.url("/piece0"))):
+            server.answers["/x"] = answer
+            items = read(open_stream(server.url("/x"), live=QUICK_END), until=reported(LOST))
+            assert "private network" in details_of(items, LOST)[0]
+    assert not inner.requests
+    with HttpServer({}, host="127.0.0.2") as inner, HttpServer({"/y": body(PICTURES[0])}) as server:
+        inner.answers["/x"] = moved(server.url("/y"))
+        assert frames_of(read(open_stream(inner.url("/x")), until=num_frames(1)))
+
+
+def test_an_encrypted_playlist_is_refused_with_words() -> None:
+    key = b'#EXT-X-KEY:METHOD=AES-128,URI="key.bin"\n#EXTINF'
+    text = playlist("/piece0").replace(b"#EXTINF", key)
+    assert "encrypted" in words_for(body(text))
+
+
+def test_a_piece_that_is_missing_costs_itself(tmp_path: Path) -> None:
+    answers = {
+        **pieces_of_video(tmp_path),
+        "/x": body(playlist("/piece0", "/gone", "/piece1")),
+    }
+    items = serve(answers, until=reported(ENDED))
+    assert len(frames_of(items)) == 20
+
+
+# -- words ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (status(404), "connected, but nothing is found at this path (404 Not Found)"),
+        (status(500), "connected, but the server says: 500 Internal Server Error"),
+        (status(403), "connected, but not allowed in (403 Forbidden)"),
+        (status(401), "connected, but not allowed in: wrong or no password (401 Unauthorized)"),
+        (body(b""), "connected, but the answer is empty"),
+        (body(b"<!DOCTYPE html><html>", "text/html"), "a web page, no video"),
+        (body(b"\n <html><body>hello</body>", ""), "a web page, no video"),
+        (body(b'{"error": "no camera"}', "application/json"), "text (application/json), no video"),
+        (body(b"PK\x03\x04" + bytes(4000), "application/zip"), "begins with 50 4b 03 04 00"),
+        (body(b"%PDF-1.7\n\xe2\xe3\0" * 99, "video/mp4"), "format (video/mp4) is unknown"),
+        (body(playlist("/gone")), "playlist leads on, but nothing is found at this path (404"),
+        (moved("/x"), "its redirects do not end"),
+        (moved("file:///etc/passwd"), "no address of HTTP ('file')"),
+        (status(302), "it redirects to nowhere"),
+        (lambda request: None, "connected, but the server hung up without an answer"),
+    ],
+)
+def test_what_an_address_gives_instead_of_video_is_said(answer: Answer, words: str) -> None:
+    assert words in words_for(answer)
+
+
+def test_sound_alone_is_said(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "sound.ts"), "w") as container:
+        stream = container.add_stream("aac", rate=48000)
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 48000), np.float32), format="fltp", layout="mono"
+        )
+        frame.sample_rate = 48000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    data = (tmp_path / "sound.ts").read_bytes()
+    assert words_for(body(data)) == "connected, but no pictures in this stream: sound alone"
+
+
+def test_a_codec_that_cannot_be_decoded_is_said(short_mp4: bytes) -> None:
+    unknown = short_mp4.replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC")
+    assert "codec" in words_for(body(unknown))
+
+
+# -- servers that hang ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"", b"\xff", b"--part\r\nContent-Type: image/jpeg\r\n", b"\0\0\0\x20ftypisom\0\0\2\0"],
+)
+def test_a_server_that_hangs_is_lost(begin: bytes) -> None:
+    with HttpServer({}) as server:
+
+        def answer(request: Request) -> None:
+            head(request, Content_Length=10**6)
+            request.wfile.write(begin)
+            server.hold()
+
+        server.answers["/x"] = answer
+        live = {**QUICK_END, "open_timeout_s": 0.3, "read_timeout_s": 0.3}
+        items = read(open_stream(server.url("/x"), live=live), until=reported(LOST))
+    assert states_of(items) == [LOST]
+
+
+def test_a_server_that_sends_its_header_a_byte_at_a_time_is_lost() -> None:
+    with HttpServer({}) as server:
+
+        def answer(request: Request) -> None:
+            for byte in itertools.cycle(b"X"):
+                request.wfile.write(bytes([byte]))
+                if server.stopping.wait(0.02):
+                    return
+
+        server.answers["/x"] = answer
+        live = {**QUICK_END, "open_timeout_s": 0.3}
+        items = read(open_stream(server.url("/x"), live=live), until=reported(LOST))
+    assert states_of(items) == [LOST]
+
+
+ENDLESS: dict[str, bytes] = {
+    "headers": b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 8000,
+    "video": b"HTTP/1.1 200 OK\r\n\r\n\0\0\0\x18ftypisom\0\0\2\0isomiso2" + b"\0\0\0\x08free",
+    "playlist": b"HTTP/1.1 200 OK\r\n\r\n#EXTM3U\n#EXT-X-TARGETDURATION:1\n" + b"#EXTINF:1,\n/a\n",
+    "frame": b"HTTP/1.1 200 OK\r\n\r\n\0\0\0\x18ftypisom\0\0\2\0isomiso2\xff\xff\xff\xffmoov",
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_what_does_not_end_takes_bounded_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_files, "_MAX_HEADER_BYTES", 2_000_000)
+    monkeypatch.setattr(http_files, "_MAX_PLAYLIST_BYTES", 500_000)
+    begin = ENDLESS[kind]
+    num_sent = 0
+
+    def answer(request: Request) -> None:
+        nonlocal num_sent
+        request.wfile.write(begin)
+        while num_sent < 500_000_000:
+            num_sent += request.wfile.write(begin[-8:] * 8000)
+
+    items = serve({"/x": answer}, until=reported(LOST), live=QUICK_END)
+    assert states_of(items) == [LOST]
+    assert num_sent < 50_000_000  # some lie in the buffers of both sockets
+
+
+def test_closing_ends_the_thread_while_a_video_waits(short_mp4: bytes) -> None:
+    number = itertools.count()
+    items = serve({"/x": file_in_ranges(short_mp4)}, until=lambda _: next(number) == 2)
+    assert any(isinstance(item, Frame) for item in items)
+    ended_s = time.monotonic() + 60.0
+    while any(thread.name.startswith("stream http") for thread in threading.enumerate()):
+        assert time.monotonic() < ended_s
+        time.sleep(0.01)
