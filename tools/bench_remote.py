@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures how keyframes a minute grow with the workers of a cluster, beside the map.
 
-    .venv/bin/python tools/bench_remote.py --address 127.0.0.1:6379 --matchers 4 --set oracle.pair_s=1
+    .venv/bin/python tools/bench_remote.py --address HOST:PORT --matchers 4 --set oracle.pair_s=1
 
 Keyframes wait, are matched at the gaps in time of `scene_graph.temporal_offsets` in their order, as
 the engine asks for it, and go nowhere: what is measured is sending, waiting and the order of work.
