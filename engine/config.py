@@ -725,13 +725,13 @@ class DenseConfig(Section):
     """Depth maps of registered keyframes, made beside mapping, and dense points from them.
 
     They are in products/dense.ply and in the viewer. The sparse map is the same without them, to
-    the bit. Depth is made from the images whatever the matcher is: pointmaps, such as MASt3R's, are
-    not used as depth.
+    the bit. Depth is matched in the images; where the run's matcher makes pointmaps, as MASt3R
+    does, they are the depth, scaled to the map, unless they are off by more than a few percent.
     """
 
     enabled: bool = True
     """Whether depth maps are made."""
-    edge_px: Annotated[int, Field(ge=64, le=8192)] = 512
+    edge_px: Annotated[int, Field(ge=64, le=8192)] = 480
     """px, longer side. Images are matched at most at this size; twice of it costs up to eight times
     as much."""
     neighbours: Annotated[int, Field(ge=1, le=8)] = 2
@@ -747,7 +747,7 @@ class DenseConfig(Section):
     max_cpu_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
     """Share of the run's CPU time, below 1, that depth maps and dense points may take. Keyframes
     that do not fit into it, the oldest ones, get no depth map and are counted; a resume with a
-    larger share makes theirs. What the final map shows to be wrong is made again beyond it."""
+    larger share makes theirs. What the map shows to be wrong is made again first."""
 
 
 class SnapshotsConfig(Section):

@@ -15,7 +15,7 @@ from engine.types import Float64Array, FrameId, Int64Array
 
 _NO_POINT = -1
 _MAX_NEIGHBOURS = 12  # most covisible ones that a problem holds
-_MAX_POINTS = 1000  # of a keyframe: the mapper waits for their tracks, some milliseconds
+_MAX_POINTS = 600  # of a keyframe: the mapper waits for their tracks, some milliseconds
 _NUM_UNSETTLED = 3  # newest registered keyframes: the next ones still move them
 
 

@@ -260,6 +260,7 @@ class DenseMaking:
         self._num_waiting = 0  # settled keyframes, as last known
         self._left_out: LeftOut | None = None  # why they wait; None: their turn comes
         self._num_made_again = 0
+        self._num_outdated = 0  # as last placed
         self._shown: KeyframePoses | None = None  # where keyframes are in the map that views show
         self._world: DenseWorld | None = None  # of the newest snapshot
         self._has_new_world = False  # no product was begun in it
@@ -350,6 +351,7 @@ class DenseMaking:
             "keyframes_with_depth": len(held),
             "keyframes_without": dict(sorted(reasons.items())),
             "made_again": self._num_made_again,
+            "outdated": self._num_outdated,
             "points": self._held.num_points,
             "written": asdict(self._product),
         }
@@ -382,8 +384,8 @@ class DenseMaking:
             self._left_out = LeftOut.END_OF_RUN
         await self._place_all()
 
-    def _reason_to_leave_out(self) -> LeftOut | None:
-        """Why no keyframe gets its turn now."""
+    def _reason_to_leave_out(self, *, num_before: int = 0) -> LeftOut | None:
+        """Why no keyframe gets its turn now, with room for so many others that go before it."""
         if self._stopped.is_set():
             return LeftOut.DROPPED
         if self._recorder.is_space_low:
@@ -391,7 +393,7 @@ class DenseMaking:
         if self._guard.is_off or self._left_behind.is_set():
             return LeftOut.HUNG
         products_s = self._product_cost_s * (1 + self._held.num_keyframes)  # at the end
-        has_room = self._budget.has_room_for(self._cost_s + products_s)
+        has_room = self._budget.has_room_for((1 + num_before) * self._cost_s + products_s)
         return None if has_room else LeftOut.BUDGET
 
     def _is_product_due(self) -> bool:
@@ -430,10 +432,12 @@ class DenseMaking:
 
     async def _make_next(self, *, is_final: bool = False) -> bool:
         """Makes the depth of one keyframe; returns whether another may follow at once."""
-        self._left_out = self._reason_to_leave_out()
-        # What is wrong by the final map is not left in the products, whatever the budget.
-        is_repair = is_final and self._left_out is LeftOut.BUDGET and bool(self._again)
-        wants_problem = self._left_out is None or is_repair
+        # What the map shows to be wrong goes before what is new.
+        self._left_out = self._reason_to_leave_out(num_before=len(self._again))
+        is_repair = bool(self._again) and self._left_out is LeftOut.BUDGET
+        wants_problem = self._left_out is None or (
+            is_repair and self._reason_to_leave_out() is None
+        )
         wants_poses = self._num_until_placing <= 0 or self._views.wants_dense()
         if self._stopped.is_set() or not (wants_problem or wants_poses):
             return False
@@ -526,7 +530,8 @@ class DenseMaking:
         if made.placed is None:
             return
         self._shown = made.poses
-        outdated = (one.frame_id for one in made.placed if one.is_outdated)
+        outdated = [one.frame_id for one in made.placed if one.is_outdated]
+        self._num_outdated = len(outdated)
         self._again = tuple(i for i in outdated if self._num_times[i] <= _MAX_AGAIN)
         self._num_until_placing = max(
             _MIN_PLACE_AFTER, int(_PLACE_AFTER_RATIO * self._held.num_keyframes)

@@ -271,6 +271,37 @@ def test_depth_that_cannot_be_written_is_counted(
     assert written.summary["failed_writes"] == NUM_FRAMES
 
 
+def test_what_the_map_moved_is_made_again_within_the_budget_and_before_what_is_new(
+    tmp_path: Path, estimates: Callable[[Estimate], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every keyframe that has depth counts as moved; there is room for ten depth maps."""
+    room = 10
+    problems: list[FrameId] = []
+
+    def watched(problem: DepthProblem, *args: Any) -> DepthEstimate:
+        problems.append(problem.view.frame_id)
+        return made(problem, *args)
+
+    class Ten(CpuBudget):
+        def has_room_for(self, cpu_s: float) -> bool:
+            return len(problems) + cpu_s / dense_module._EXPECTED_CPU_S <= room
+
+    estimates(watched)
+    budget = Ten(0.5, used_s=lambda: 0.0, spent_s=lambda: 0.0)
+    of_ten = functools.partial(DenseMaking, clock=lambda: 0.0, budget=budget)
+    monkeypatch.setattr(engine_module, "DenseMaking", of_ten)
+    monkeypatch.setattr(dense_module, "_SMOOTHING", 0.0)
+    monkeypatch.setattr(dense_module, "_POINTS_CPU_S", 0.0)
+    monkeypatch.setattr(dense_map_module, "_OUTDATED_ERROR_RATIO", -1.0)
+    _, written = a_run(tmp_path / "run")
+    assert len(problems) <= room
+    figures = written.summary["dense"]
+    assert figures["made_again"] > 0
+    assert figures["outdated"] == figures["keyframes_with_depth"]
+    assert figures["keyframes_with_depth"] + figures["made_again"] == len(problems)
+    assert figures["keyframes_without"]["budget"] == NUM_FRAMES - figures["keyframes_with_depth"]
+
+
 @pytest.mark.usefixtures("estimates", "_without_budget")
 def test_depth_that_cannot_be_read_any_more_is_not_counted_as_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,11 +17,14 @@ from adapters.sources.streams.patience import OutOfPatienceError, StreamError
 
 _MAX_HEADER_BYTES = 64_000_000  # before the first frame: an index of ten hours of video
 _MAX_PLAYLIST_BYTES = 4_000_000
+_MAX_VARIANTS = 200  # of a master playlist, each of which FFmpeg opens
 _READ_BYTES = 1 << 16
 _PASSED_OVER_BYTES = 1 << 20  # rather than asked for again
 _MAX_RESTARTS = 8  # of a file that the server gives whole only
 _MAX_MISSED_PIECES = 3  # in a row: a server deletes old ones
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _TARGET_DURATION = re.compile(rb"#EXT-X-TARGETDURATION:[ \t]*([0-9]{1,4})")
+_VARIANT = re.compile(rb"#EXT-X-(STREAM-INF|MEDIA):")
 _ENCRYPTED = re.compile(rb"#EXT-X-(SESSION-)?KEY:[^\r\n]*METHOD=(?!NONE)")
 
 
@@ -39,6 +42,7 @@ class HttpFiles:
         self.piece_s = 0.0  # how long a playlist's pieces last at most
         self._max_frame_bytes = max_frame_bytes
         self._num_left = _MAX_HEADER_BYTES
+        self.num_variants = 0
         self._num_missed = 0
         self._has_piece = False
         self._has_begun = False
@@ -69,6 +73,7 @@ class HttpFiles:
             if self._has_piece and self._num_missed < _MAX_MISSED_PIECES:
                 return io.BytesIO()
             raise self.failed(f"its playlist leads on, {_and_then(error)}") from error
+        self.num_variants = 0
         self._num_missed = 0
         self._has_piece = True
         return HttpFile(answer, files=self, begin=begin)
@@ -86,6 +91,17 @@ class HttpFiles:
         """
         try:
             return self.client.open(url, begin=begin)
+        except StreamError as error:
+            raise self.failed(error.loss.detail) from error
+
+    def is_playlist(self, answer: HttpAnswer) -> bool:
+        """Whether an answer that was not read yet is a playlist.
+
+        Raises:
+            StreamError: its first bytes do not come.
+        """
+        try:
+            return answer.begin().lstrip(_BYTE_ORDER_MARK).startswith(b"#EXTM3U")
         except StreamError as error:
             raise self.failed(error.loss.detail) from error
 
@@ -126,7 +142,7 @@ class HttpFile:
         self._answer_at = answer.begins_at  # of the next byte of the answer
         self._num_bytes = answer.num_bytes
         self._num_restarts = 0
-        self._is_playlist = answer.begin().lstrip(b"\xef\xbb\xbf").startswith(b"#EXTM3U")
+        self._is_playlist: bool | None = None  # not known before it is read
         self._text = b""
 
     def seekable(self) -> bool:
@@ -152,6 +168,8 @@ class HttpFile:
         if self._num_bytes is not None and self._at >= self._num_bytes:
             return b""
         answer = self._answer_at_place()
+        if self._is_playlist is None:
+            self._is_playlist = self._files.is_playlist(answer)
         data = self._files.read(answer, num_bytes)
         self._at += len(data)
         self._answer_at = self._at
@@ -191,8 +209,10 @@ class HttpFile:
         return self._answer
 
     def _look_at_playlist(self, data: bytes) -> None:
-        if self._at - self._zero > _MAX_PLAYLIST_BYTES:
-            raise self._files.failed("connected, but its playlist does not end")
+        self._files.num_variants += len(_VARIANT.findall(data))
+        is_endless = self._at - self._zero > _MAX_PLAYLIST_BYTES
+        if is_endless or self._files.num_variants > _MAX_VARIANTS:
+            raise self._files.failed("connected, but its playlist is too long")
         self._text = self._text[-200:] + data
         if _ENCRYPTED.search(self._text):
             raise self._files.failed("connected, but the pieces of its playlist are encrypted")
