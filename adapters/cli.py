@@ -126,7 +126,7 @@ ScaleBarOption = Annotated[
     typer.Option(
         "--scale-bar",
         metavar="A B METRES",
-        help="Distance of two points of --gcp, or of marks IMAGE:X,Y+IMAGE:X,Y.",
+        help="Distance of two points of --gcp, or of their marks in two or more images.",
     ),
 ]
 OutOption = Annotated[
@@ -220,7 +220,9 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Reconstructs SOURCE while its frames arrive; writes a run folder."""
-    with _errors_reported():
+    from adapters.sources.streams.push_listener import listening_early
+
+    with _errors_reported(), listening_early(source) as early:
         refuse_unknown_sources(source)
         control = _control(gcp, check, scale_bar)
         options = _options(
@@ -231,7 +233,7 @@ def run(
             quiet=quiet,
             view_stays=view_stays,
         )
-        options = replace(options, record_input=record_input, profile=profile)
+        options = replace(options, record_input=record_input, profile=profile, early=early or None)
         config = [*_recorded_overlays(source), *(config or [])]
         if record_input is not None and onto is not None:
             raise ConfigError("--record-input: keeps whole runs only, not those begun with --onto")
@@ -621,6 +623,37 @@ def benchmark(
         finally:
             signal.signal(signal.SIGTERM, former)
     typer.echo(str(report))
+
+
+@app.command()
+def batch(
+    dataset: Annotated[
+        list[str], typer.Argument(metavar="DIR", help="Folder of images, or video; a run each.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs.")] = Path("runs"),
+    config: ConfigOption = None,
+    settings: SettingOption = None,
+) -> None:
+    """Makes a run of each DIR, by tasks of a Ray cluster with --set remote.address; resumable."""
+    from rich.table import Table
+
+    from adapters.batch import COLUMNS, plan_batch, run_batch
+
+    with _errors_reported():
+        address = _load(config, settings).remote.address
+        given = [f"--config={one}" for one in config or []]
+        given += [f"--set={one}" for one in settings or [] if not one.startswith("remote.")]
+        runs = plan_batch(dataset, out=out, arguments=given)
+        results = []
+        for result in run_batch(runs, address=address):
+            _say("  ".join(result.row))
+            results.append(result)
+        table = Table(*COLUMNS, title=str(out))
+        for result in sorted(results, key=lambda one: one.name):
+            table.add_row(*result.row)
+        _print_table(table)
+    if not all(result.summary for result in results):
+        raise typer.Exit(NOTHING_MADE)
 
 
 @app.command()

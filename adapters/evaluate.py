@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from adapters.run_files import FrameRow, read_frame_rows, read_model, read_text, unit_of_map
 from engine.errors import ConfigError, SnapshotError
 from engine.geometry import camera_center, invert_pose, rotation_from_quat_xyzw
-from engine.types import MAP_UNITS, METRES, Float64Array, Int64Array, PoseKind
+from engine.types import METRES, Float64Array, Int64Array, PoseKind
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_FRAMES_IN_PAIRS = 200  # relative poses are taken between at most so many frames
 FAILURE_DEG = 180.0  # the error of a pair with a pose missing
 
-_ONE_OF = {METRES: "metre", MAP_UNITS: "map unit"}
+_SAME_UNIT = 1.1  # scales up to this factor: the map and the reference are both in metres
 _REFERENCE_TOLERANCE_S = 0.01  # sensors that record a reference have clocks of their own
 _MAX_NUMBER = 1e15  # of a pose: in units, squared and summed up it still has digits
 _POSE_TOLERANCE_S = 1e-5  # the run's own files agree but for rounding
@@ -139,6 +139,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     """The figures as a table for a terminal."""
     from rich.table import Table
 
+    unit = METRES if evaluation.unit == METRES else "units of its own"
     table = Table(
         title=(
             f"{evaluation.run} against {evaluation.reference}, "
@@ -147,14 +148,15 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         caption=(
             f"{evaluation.num_registered_keyframes} of {evaluation.num_keyframes} keyframes "
             f"registered; {evaluation.num_referenced_frames} of {evaluation.num_frames} frames "
-            f"have a reference{_poses_in_words(evaluation)}"
+            f"have a reference{_poses_in_words(evaluation)}; the map is in {unit}"
         ),
     )
     table.add_column("figure")
     table.add_column("final", justify="right")
     table.add_column("live", justify="right")
     scores = (evaluation.final, evaluation.live)
-    columns = [_table_column(score, unit=evaluation.unit) for score in scores]
+    is_metric = evaluation.unit == METRES and _is_in_metres(evaluation.final)
+    columns = [_table_column(score, is_metric=is_metric) for score in scores]
     for name in columns[0]:
         table.add_row(name, *(column[name] for column in columns))
     return table
@@ -413,8 +415,14 @@ def _registered_names(model: Path) -> set[str]:
     return {image.name for image in reconstruction.images.values()}
 
 
-def _table_column(score: TrajectoryScore | None, *, unit: str) -> dict[str, str]:
-    """Figures in units of the reference; without scaling only where the map has a scale."""
+def _is_in_metres(score: TrajectoryScore | None) -> bool:
+    """Whether the reference of a trajectory in metres seems to be in metres, too."""
+    error = score.absolute if score else None
+    return error is not None and 1 / _SAME_UNIT < error.scale < _SAME_UNIT
+
+
+def _table_column(score: TrajectoryScore | None, *, is_metric: bool) -> dict[str, str]:
+    """Figures in units of the reference; without scaling only where that says something."""
     error = score.absolute if score else None
     unscaled = {"ATE without scaling": f"{error.rmse_rigid:.4g}" if error else "-"}
     return {
@@ -423,8 +431,8 @@ def _table_column(score: TrajectoryScore | None, *, unit: str) -> dict[str, str]
         "ATE after Sim(3)": f"{error.rmse:.4g}" if error else "-",
         "  % of the extent": f"{error.rmse_percent_of_extent:.3f}" if error else "-",
         "  largest": f"{error.max:.4g}" if error else "-",
-        **(unscaled if unit == METRES else {}),
-        f"reference units per {_ONE_OF[unit]}": f"{error.scale:.5g}" if error else "-",
+        **(unscaled if is_metric else {}),
+        "scale, map to reference": f"{error.scale:.5g}" if error else "-",
         "AUC@5 deg": f"{score.auc_5_deg:.3f}" if score else "-",
         "AUC@10 deg": f"{score.auc_10_deg:.3f}" if score else "-",
         "AUC@30 deg": f"{score.auc_30_deg:.3f}" if score else "-",

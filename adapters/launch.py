@@ -44,6 +44,7 @@ from engine.types import Float64Array, FrameId, Received, SourceInfo
 if TYPE_CHECKING:
     from adapters.recordings.input_recording import FolderRecording
     from adapters.resume import GoingOn
+    from adapters.sources.streams.push_listener import EarlyListening
     from adapters.views.staying import StayingViews
     from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine, RunOutcome
@@ -68,6 +69,7 @@ class LaunchOptions:
     record_input: Path | None = None  # where what the run receives is kept; None: nowhere
     profile: bool = False  # where its threads spend their time is written into the folder
     staying: StayingViews | None = None  # takes live views, which end after the run; None: with it
+    early: EarlyListening | None = None  # what listens already for sources that wait for a push
 
 
 def launch(config: Config, options: LaunchOptions) -> RunOutcome:
@@ -149,7 +151,11 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
         specs = tuple(addresses_of(former))
     first_id = 1 if former is None else former.next_frame_id
     sources = _open_sources(
-        specs, config, first_id=first_id, may_all_fail=former is not None and not options.sources
+        specs,
+        config,
+        first_id=first_id,
+        may_all_fail=former is not None and not options.sources,
+        early=options.early,
     )
     _load_ahead()  # after the sources, because drones wait for those that listen
     if len(specs) == 1:  # a replay has all sources of its run
@@ -283,7 +289,7 @@ def open_engine(
     _check_live_view(config, options)
     matcher, places = _matching(config, sources)
     second = _second_matcher(config)
-    solve_window = _window_solver(config, options)
+    solve_window = _window_solver(config, options, matcher)
     masks = _camera_masks(config)
     requests = requests or RunRequests()
     opened = [*views, *_open_remote_views(config, options, sources, requests)]
@@ -376,6 +382,10 @@ def _matching(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, P
             return _sift(config, sources), None
         case "oracle":
             return _oracle(config, sources)
+        case "mast3r" if config.remote.address:
+            from adapters.remote.open_remote import open_remote_mast3r
+
+            return open_remote_mast3r(config)
         case "mast3r":
             _load_torch("matching.matcher=mast3r", extra="mast3r")
             from adapters.matchers.mast3r.open_matcher import open_mast3r
@@ -420,15 +430,17 @@ def _oracle(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, Pla
     town = sources[0]
     if len(sources) != 1 or not isinstance(town, SyntheticTown):
         raise ConfigError("matching.matcher=oracle knows the truth of one synthetic:town only")
+    oracle = open_oracle(config, town)
     if config.remote.address:
         from adapters.remote.open_remote import open_remote_oracle
 
-        return open_remote_oracle(config, town)
-    oracle = open_oracle(config, town)
+        return open_remote_oracle(config, oracle), OraclePlaces(oracle)
     return oracle, OraclePlaces(oracle)
 
 
-def _window_solver(config: Config, options: LaunchOptions) -> WindowSolver | None:
+def _window_solver(
+    config: Config, options: LaunchOptions, matcher: PairMatcher
+) -> WindowSolver | None:
     """The configured solver of windows; None: the engine's own.
 
     Raises:
@@ -436,8 +448,14 @@ def _window_solver(config: Config, options: LaunchOptions) -> WindowSolver | Non
         ConfigError: upstream's package or something it needs is missing, or its weights cannot be
             used.
     """
-    if config.window.solver == "native" or not config.window.enabled:
+    if not config.window.enabled:
         return None
+    if config.window.solver == "native":
+        if not (config.remote.solves_windows and config.remote.address):
+            return None
+        from adapters.remote.open_remote import open_remote_solver
+
+        return open_remote_solver(matcher)
     _load_torch("window.solver=vggsfm", extra="vggsfm")
     from adapters.windows.vggsfm import open_vggsfm
     from adapters.windows.vggsfm_predictor import FolderImages
@@ -477,7 +495,12 @@ class _RefusedSource:
 
 
 def _open_sources(
-    specs: Sequence[str], config: Config, *, first_id: int = 1, may_all_fail: bool = False
+    specs: Sequence[str],
+    config: Config,
+    *,
+    first_id: int = 1,
+    may_all_fail: bool = False,
+    early: EarlyListening | None = None,
 ) -> list[Source]:
     """Opens what can be opened.
 
@@ -486,6 +509,7 @@ def _open_sources(
         config: the resolved configuration.
         first_id: the first id that a frame gets.
         may_all_fail: the run may go on without a source.
+        early: what listens already for sources that wait for a push.
 
     Raises:
         ConfigError: none of them can be opened.
@@ -506,7 +530,9 @@ def _open_sources(
         beside = [*specs[:place], *specs[place + 1 :]]
         try:
             sources.append(
-                open_source(spec, config=config, next_frame_id=next_frame_id, beside=beside)
+                open_source(
+                    spec, config=config, next_frame_id=next_frame_id, beside=beside, early=early
+                )
             )
         except SourceError as error:
             # What is no path may hold a password.

@@ -17,6 +17,7 @@ from adapters.sources.streams.stream_address import STREAM_SCHEMES
 from engine.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
+    from adapters.sources.streams.push_listener import EarlyListening
     from engine.config import Config, TelemetryConfig
     from engine.ports import FrameIds, Source
 
@@ -48,7 +49,12 @@ def refuse_unknown_sources(specs: Sequence[str]) -> None:
 
 
 def open_source(
-    spec: str, *, config: Config, next_frame_id: FrameIds, beside: Sequence[str] = ()
+    spec: str,
+    *,
+    config: Config,
+    next_frame_id: FrameIds,
+    beside: Sequence[str] = (),
+    early: EarlyListening | None = None,
 ) -> Source:
     """Opens the source that ``spec`` names.
 
@@ -59,6 +65,7 @@ def open_source(
         config: the resolved configuration.
         next_frame_id: the run's counter of frame ids.
         beside: the other sources of the run, for which files of positions may be too.
+        early: what listens already for sources that wait for a push.
 
     Raises:
         AdapterUnavailableError: an optional package is missing.
@@ -69,7 +76,7 @@ def open_source(
     if _exists(path):
         return _open_path(path, config=config, next_frame_id=next_frame_id, beside=beside)
     scheme = _known_scheme(spec)
-    return _open_scheme(scheme, spec, config=config, next_frame_id=next_frame_id)
+    return _open_scheme(scheme, spec, config=config, next_frame_id=next_frame_id, early=early)
 
 
 def _known_scheme(spec: str) -> str:
@@ -89,7 +96,14 @@ def _known_scheme(spec: str) -> str:
     return known
 
 
-def _open_scheme(scheme: str, spec: str, *, config: Config, next_frame_id: FrameIds) -> Source:
+def _open_scheme(
+    scheme: str,
+    spec: str,
+    *,
+    config: Config,
+    next_frame_id: FrameIds,
+    early: EarlyListening | None,
+) -> Source:
     """The source of a scheme that is known."""
     if scheme in STREAM_SCHEMES:
         from adapters.sources.streams.live_stream import LiveStream
@@ -99,6 +113,7 @@ def _open_scheme(scheme: str, spec: str, *, config: Config, next_frame_id: Frame
             sources=config.sources,
             live_sources=config.live_sources,
             next_frame_id=next_frame_id,
+            early=early,
         )
     if scheme == "replay":
         raise ConfigError("replay: repeats one run, so it is the only source of its run")

@@ -5,10 +5,12 @@
     .venv/bin/python tools/bench_live.py walk=walk.mp4 --rate 15 --by mqtt --work /tmp/live
     .venv/bin/python tools/bench_live.py --work /tmp/live --show     # the table of former figures
 
-Each clip is played at each rate, by MQTT (JPEG files through a mosquitto of this program's own) and
-by RTMP (H.264, pushed by ffmpeg to the listening engine), with its calibration unknown and, where
-one is given, known. The command line makes a map of it in a process of its own; what is measured is
-read from its ``events.jsonl``:
+Each clip is played at each rate, by MQTT (JPEG files through a mosquitto of this program's own), by
+RTMP (H.264, pushed by ffmpeg to the listening engine) and by the Python API (arrays, added to a
+live run in this process), with its calibration unknown and, where one is given, known. By MQTT and
+RTMP the command line makes a map of it in a process of its own; what is measured is read from its
+``events.jsonl``. By the API poses are timed where the program gets them: from ``add_frame`` to
+``on_event``. The figures:
 
 - from arrival to pose, and from arrival to a registered keyframe, of what arrived after the first
   map; and how long frames before it waited for theirs;
@@ -43,6 +45,7 @@ from typing import Any
 
 import numpy as np
 import pycolmap
+import yaml
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -54,6 +57,7 @@ from adapters.launch import count_frame_ids
 from adapters.mqtt.connection import MqttAddress, MqttLink, keep_connected
 from adapters.town.source import SyntheticTown, parse_town_spec
 from engine.config import load_config
+from engine.events import EarlyMapMade, Event, FramePosed, FrameReceived, MapInitialized
 from engine.geometry import camera_center
 from engine.types import SourceState
 
@@ -83,7 +87,7 @@ class Case:
 
     clip: Clip
     rate_hz: float
-    transport: str  # mqtt or rtmp
+    transport: str  # mqtt, rtmp or api
     is_known: bool  # whether the calibration is given
 
     @property
@@ -177,15 +181,19 @@ def measure(case: Case, work: Path, *, livesfm: str, options: Sequence[str]) -> 
     """Plays a clip to a run; returns the figures."""
     run = work / "runs" / case.name
     shutil.rmtree(run, ignore_errors=True)
-    load_before = os.getloadavg()[0]
-    if case.transport == "mqtt":
-        play_by_mqtt(case, run, work=work, livesfm=livesfm, options=options)
-    else:
-        play_by_rtmp(case, run, work=work, livesfm=livesfm, options=options)
+    load_before, handed = os.getloadavg()[0], {}
+    match case.transport:
+        case "mqtt":
+            play_by_mqtt(case, run, work=work, livesfm=livesfm, options=options)
+        case "rtmp":
+            play_by_rtmp(case, run, work=work, livesfm=livesfm, options=options)
+        case _:
+            handed = {"pose_ms": percentiles_ms(play_by_api(case, run, options=options))}
     return {
         "case": case.name,
         "num_played": len(case.clip.shots),
         **figures_of(run),
+        **handed,
         "ate_percent": ate_percent(run, case.clip.truth),
         "load": [round(load_before, 1), round(os.getloadavg()[0], 1)],
         "options": list(options),
@@ -280,6 +288,67 @@ def play_by_rtmp(
     with running(case, run, f"{url}?listen=1", livesfm=livesfm, options=options):
         push = ["ffmpeg", "-loglevel", "error", "-re", "-i", str(video), "-c", "copy", "-f", "flv"]
         subprocess.run([*push, url], check=True, timeout=600.0)
+
+
+def play_by_api(case: Case, run: Path, *, options: Sequence[str]) -> list[float]:
+    """Adds the frames of a clip to a live run of this process, as arrays.
+
+    Returns:
+        Seconds from `add_frame` to the pose, of frames that were added after the first map.
+    """
+    import livesfm
+
+    parser = argparse.ArgumentParser(prog="--by api")
+    parser.add_argument("--config", "-c", action="append", default=[])
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    given = parser.parse_args(options)
+    overrides: dict[str, object] = {
+        key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in given.settings)
+    }
+    if case.is_known:
+        overrides["cameras.calibrations"] = [str(case.clip.calibration)]
+    poses = HandedPoses()
+    with livesfm.open_run(
+        run, config=given.config, overrides=overrides, on_event=poses.hear
+    ) as opened:
+        begin_s = time.monotonic()
+        for index, shot in enumerate(case.clip.shots):
+            rgb = np.ascontiguousarray(_pixels(shot)[:, :, ::-1])
+            due_s = index / case.rate_hz
+            time.sleep(max(begin_s + due_s - time.monotonic(), 0.0))
+            poses.added_at_s.append(time.monotonic())
+            opened.add_frame(rgb, captured_at_s=due_s)
+        opened.finish()
+    return poses.latencies_s()
+
+
+class HandedPoses:
+    """When frames were added to a run, and when a program got their poses."""
+
+    def __init__(self) -> None:
+        self.added_at_s: list[float] = []  # by index
+        self._index_of: dict[int, int] = {}
+        self._posed_at_s: dict[int, float] = {}  # by index
+        self._map_at_s = float("inf")
+
+    def hear(self, event: Event) -> None:
+        """Takes an event of the run, on a thread of it."""
+        now_s = time.monotonic()
+        match event:
+            case FrameReceived():
+                self._index_of[event.frame_id] = event.index
+            case FramePosed() if event.is_first:
+                self._posed_at_s[self._index_of[event.frame_id]] = now_s
+            case EarlyMapMade() | MapInitialized():
+                self._map_at_s = min(self._map_at_s, now_s)
+
+    def latencies_s(self) -> list[float]:
+        """Of frames that were added after the first map."""
+        return [
+            posed_at_s - self.added_at_s[index]
+            for index, posed_at_s in self._posed_at_s.items()
+            if self.added_at_s[index] >= self._map_at_s
+        ]
 
 
 def free_port() -> int:
@@ -498,7 +567,9 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--calibration", nargs="*", default=[], help="NAME=FILE of a clip")
     parser.add_argument("--truth", nargs="*", default=[], help="NAME=FILE, TUM by index")
     parser.add_argument("--rate", nargs="*", type=float, default=[15.0, 30.0], help="frames/s")
-    parser.add_argument("--by", nargs="*", choices=("mqtt", "rtmp"), default=["mqtt", "rtmp"])
+    parser.add_argument(
+        "--by", nargs="*", choices=("mqtt", "rtmp", "api"), default=["mqtt", "rtmp"]
+    )
     parser.add_argument(
         "--known", nargs="*", choices=("known", "unknown"), default=["known", "unknown"]
     )

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from adapters.exports.images import IMAGES, copy_image
+from adapters.exports.images import IMAGES, copy_image, flat_names
 from adapters.exports.job import ExportJob
-from adapters.exports.names import flat_names
 from engine.errors import ConfigError
 from engine.geometry import grid_over_image
-from engine.output.undistortion import pinhole_of
 from engine.types import Float64Array
 
 if TYPE_CHECKING:
@@ -41,6 +39,9 @@ def check_bundler(job: ExportJob, *, is_undistorted: bool) -> None:
     Raises:
         ConfigError: it has not.
     """
+    from engine.output.undistortion import pinhole_of
+
+    flat_names(job, option="--bundler")
     for camera in job.reconstruction.cameras.values():
         if is_undistorted and camera.is_spherical():
             continue  # its views are square pinholes
@@ -68,7 +69,7 @@ def write_bundler(job: ExportJob, *, images: Path) -> None:
         OSError: a file cannot be read or written.
         ExportCancelled: the export was cancelled.
     """
-    names = flat_names(image.name for image in job.images())
+    names = flat_names(job, option="--bundler")
     folder = job.to / _FOLDER
     lines = []
     for image in job.each("images for Bundler", job.images()):

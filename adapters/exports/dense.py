@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DENSE_PLY = Path("products", "dense.ply")  # in a run
 _FRAME = "as sparse/0 of the run's latest snapshot"
-_AT_ONCE = 1_000_000  # points
+_AT_ONCE = 200_000  # points
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -28,7 +28,7 @@ _FARTHEST = 1.5  # times the distance of the farthest points that an image shows
 def footprint_on_ground(
     image: pycolmap.Image, reconstruction: pycolmap.Reconstruction
 ) -> Float64Array | None:
-    """The outline (16, 3) of an image on the ground, in the world: z is up.
+    """The outline (P, 3) of an image on the ground, in the world: z is up.
 
     Args:
         image: of the reconstruction.
@@ -54,14 +54,30 @@ def footprint_on_ground(
     falling = -(rays @ normal)  # how fast a ray comes nearer to the plane
     if above <= 0.0 or (falling > 0.0).sum() * 2 < len(rays):
         return None
-    distances = np.linalg.norm(seen - center, axis=1)
-    farthest = _FARTHEST * float(np.percentile(distances, 95))
-    reach = np.minimum(
-        np.where(falling > 0.0, above / np.maximum(falling, 1e-12), np.inf), farthest
+    farthest = _FARTHEST * float(np.percentile(np.linalg.norm(seen - center, axis=1), 95))
+    lengths = np.where(falling > 0.0, above / np.maximum(falling, 1e-12), np.inf)
+    is_far = lengths > farthest
+    outline: Float64Array = center + np.minimum(lengths, farthest)[:, None] * np.where(
+        (falling > 0.0)[:, None], rays, _level(rays)
     )
-    outline = center + reach[:, None] * rays
+    if is_far.any():  # where rays end early the outline may cross itself
+        outline = _convex_hull(outline, around=center)
     outline[:, 2] = outline[:, 0] * slope_x + outline[:, 1] * slope_y + height
     return outline
+
+
+def _level(rays: Float64Array) -> Float64Array:
+    """The level directions (R, 3) below rays; that of a vertical one is zero."""
+    level = rays * [1.0, 1.0, 0.0]
+    return np.asarray(level / np.maximum(np.linalg.norm(level, axis=1, keepdims=True), 1e-12))
+
+
+def _convex_hull(outline: Float64Array, *, around: Float64Array) -> Float64Array:
+    """The places of an outline (P, 3) that are its convex hull, seen from above."""
+    import cv2
+
+    flat = (outline - around)[:, :2].astype(np.float32)
+    return np.asarray(outline[cv2.convexHull(flat, returnPoints=False).ravel()])
 
 
 def _outline_xy(camera: pycolmap.Camera) -> Float64Array:

@@ -12,7 +12,7 @@ from engine.errors import ConfigError
 from engine.geometry import invert_pose
 from engine.types import Float64Array, Int64Array
 
-_NEAR_RATIO = 1 / 3  # of the way to the next view: so far the sharpest frame may be from its own
+_NEAR_RATIO = 0.5  # of the way to the next view: so far the sharpest frame may be from its own
 
 
 class FrameKind(StrEnum):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.estimators.absolute_pose import reprojection_errors_px
 from engine.geometry import image_scale, spread_over_image, transform_points
 from engine.types import BoolArray, Float32Array, Float64Array, Int64Array, Uint8Array
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 _EDGE_PX = 1600  # of the images that flow runs on, at most
 _WINDOW_PX = 15
+_DEVIATION = 45.0  # of grey levels from 128, for all images: flow takes brightness as constant
 _LEVELS = 3
 _MAX_POINTS = 500  # of a keyframe
 _MAX_RETURN_PX = 1.0  # at an image edge of 1000 px
@@ -89,14 +89,16 @@ def keyframe_points(
 
 
 def flow_image(pixels: Uint8Array) -> Uint8Array:
-    """The grey image (h, w) that flow runs on, of an image (H, W, 3) RGB."""
+    """The grey image (h, w) that flow runs on, of an image (H, W, 3) RGB; exposure is taken out."""
     import cv2
 
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     ratio = _EDGE_PX / max(grey.shape)
     if ratio < 1.0:
         grey = cv2.resize(grey, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA)
-    return np.asarray(grey, np.uint8)
+    mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(grey))
+    gain = _DEVIATION / max(deviation, 1.0)
+    return np.asarray(cv2.convertScaleAbs(grey, alpha=gain, beta=128.0 - gain * mean), np.uint8)
 
 
 def follow(
@@ -187,6 +189,8 @@ def fit_of(
     tracks: FrameTracks, cam_from_world: Float64Array, *, camera: pycolmap.Camera
 ) -> FrameFit:
     """How well a pose (3, 4) fits."""
+    from engine.estimators.absolute_pose import reprojection_errors_px
+
     errors_px = reprojection_errors_px(
         cam_from_world, tracks.points3D_in_world, points_xy=tracks.points_xy, camera=camera
     )

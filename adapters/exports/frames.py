@@ -43,11 +43,8 @@ from adapters.exports.source_frames import (
 from engine.config import Config
 from engine.errors import ConfigError, JournalError, SnapshotError
 from engine.geometry import transform_points
-from engine.mapping.frame_posing import estimate_frame_pose
 from engine.output.files import write_atomically
-from engine.output.flat_names import FlatNames
-from engine.output.journal import encode_keyframe_image, encode_mask
-from engine.output.training_folder import IMAGE_NAMES, table_of
+from engine.output.flat_names import IMAGE_NAMES, FlatNames, table_of
 from engine.types import Frame, PoseKind, Uint8Array
 
 if TYPE_CHECKING:
@@ -59,7 +56,8 @@ _MIN_INLIERS = 20
 _MIN_INLIER_RATIO = 0.5
 _MAX_DETAILS = 200  # points of a frame by which sharpness is compared
 _MAX_KEPT = 4  # keyframes whose images are in memory
-_SAME_LEVELS = 2.0  # mean difference of a keyframe's JPEG from its picture, in grey levels
+_COMPARED_EDGE_PX = 160  # at which a keyframe's image is compared with its source's picture
+_SAME_LEVELS = 2.0  # mean difference of the same picture, whoever compressed it
 _HEADER = ("image", "frame", "kind", "reprojection_error_px", "sharpness")
 
 
@@ -274,6 +272,8 @@ class _Reading:
         self, tracks: FrameTracks, before: FrameFit, *, camera: pycolmap.Camera
     ) -> FrameFit:
         """The pose that fits the points best, near that of the trajectory."""
+        from engine.mapping.frame_posing import estimate_frame_pose
+
         pose = estimate_frame_pose(
             tracks.points_xy,
             tracks.points3D_in_world,
@@ -308,6 +308,8 @@ class _Reading:
 
     def _refuse_another(self, read: SourceFrame) -> None:
         """Raises ConfigError unless a frame is the picture that the run has as its keyframe."""
+        from engine.output.journal import encode_keyframe_image
+
         path = self._job.run / IMAGES / read.name
         quality = self.config.runtime.keyframe_jpeg_quality
         try:
@@ -316,10 +318,7 @@ class _Reading:
         except JournalError as error:
             raise SnapshotError(str(error)) from error
         kept, pixels = _read_image(path), read.frame.pixels
-        is_same = kept.shape == pixels.shape and (
-            float(np.abs(kept.astype(np.int16) - pixels).mean()) <= _SAME_LEVELS
-        )
-        if not is_same:
+        if kept.shape != pixels.shape or _difference(kept, pixels) > _SAME_LEVELS:
             raise ConfigError(
                 f"{read.name}: the source has another picture there than the run: it is another"
                 " file than the run read; --source names the right one"
@@ -347,6 +346,8 @@ class _Staging:
 
     def add(self, measured: _Measured, frame: Frame, *, config: Config) -> None:
         """Writes the image of a frame between keyframes, and its mask."""
+        from engine.output.journal import encode_keyframe_image, encode_mask
+
         name = self._names.of(measured.posed.name)
         image = replace(frame, name=name)
         if name.endswith(".png"):  # what is to be without loss was not received as JPEG
@@ -525,6 +526,18 @@ def _read_image(path: Path) -> Uint8Array:
     if pixels is None:
         raise SnapshotError(f"the image {path.name} cannot be read")
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _difference(first: Uint8Array, second: Uint8Array) -> float:
+    """The mean difference of two images in grey levels, but for what compression changes."""
+    import cv2
+
+    ratio = min(1.0, _COMPARED_EDGE_PX / max(first.shape))
+    small = [
+        cv2.resize(_grey(one), None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA)
+        for one in (first, second)
+    ]
+    return float(cv2.absdiff(*small).mean())
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -11,9 +11,8 @@ from adapters.exports.footprints import footprint_on_ground
 from adapters.exports.job import ExportJob
 from adapters.exports.place import MapPlace
 from adapters.run_files import read_frame_rows
+from engine.date_line import cut_line, cut_ring
 from engine.types import Float64Array
-
-_DATE_LINE_DEG = 180.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,7 +45,7 @@ def camera_shapes(job: ExportJob, place: MapPlace) -> list[CameraShape]:
     shapes = []
     for image in job.each("cameras", job.images()):
         outline = footprint_on_ground(image, job.reconstruction)
-        rings = () if outline is None else _cut_ring(_longitudes_first(outline, place))
+        rings = () if outline is None else cut_ring(_longitudes_first(outline, place))
         shapes.append(
             CameraShape(
                 name=image.name,
@@ -74,7 +73,7 @@ def ways(job: ExportJob, place: MapPlace) -> list[Way]:
     for row in rows:
         by_source.setdefault(row.source, []).append(centers[row.name])
     return [
-        Way(source=source, parts=_cut_line(_longitudes_first(np.array(own), place)))
+        Way(source=source, parts=cut_line(_longitudes_first(np.array(own), place)))
         for source, own in by_source.items()
         if len(own) > 1
     ]
@@ -82,69 +81,6 @@ def ways(job: ExportJob, place: MapPlace) -> list[Way]:
 
 def _longitudes_first(places: Float64Array, place: MapPlace) -> Float64Array:
     return place.on_globe(places)[:, [1, 0, 2]]
-
-
-# -- at the date line (RFC 7946, section 3.1.9: shapes are cut there) ------------------------------
-
-
-def _unwrapped(places: Float64Array) -> Float64Array:
-    """Places whose longitudes go on past 180 degrees instead of starting again."""
-    unwrapped = places.copy()
-    unwrapped[:, 0] = np.unwrap(places[:, 0], period=360.0)
-    return unwrapped
-
-
-def _cut_line(places: Float64Array) -> tuple[Float64Array, ...]:
-    """A line, or its parts on either side of the date line."""
-    line = _unwrapped(places)
-    parts, part = [], [line[0]]
-    for first, second in zip(line[:-1], line[1:], strict=True):
-        for edge in (-_DATE_LINE_DEG, _DATE_LINE_DEG):
-            if (first[0] - edge) * (second[0] - edge) < 0.0:
-                share = (edge - first[0]) / (second[0] - first[0])
-                crossing = first + share * (second - first)
-                parts.append([*part, crossing])
-                part = [crossing]
-        part.append(second)
-    return tuple(_on_one_side(np.array(one)) for one in [*parts, part])
-
-
-def _cut_ring(places: Float64Array) -> tuple[Float64Array, ...]:
-    """A ring, or its parts on either side of the date line, counterclockwise."""
-    ring = _unwrapped(places)
-    if _signed_area(ring) < 0.0:
-        ring = ring[::-1]
-    for edge in (-_DATE_LINE_DEG, _DATE_LINE_DEG):
-        sides = [_clipped(ring, edge, sign) for sign in (1.0, -1.0)]
-        if all(len(side) > 2 for side in sides):
-            return tuple(_on_one_side(side) for side in sides)
-    return (_on_one_side(ring),)
-
-
-def _clipped(ring: Float64Array, edge_deg: float, sign: float) -> Float64Array:
-    """The part of a ring on one side of a meridian (Sutherland and Hodgman, 1974)."""
-    kept: list[Float64Array] = []
-    for first, second in zip(ring, np.roll(ring, -1, axis=0), strict=True):
-        off, next_off = sign * (first[0] - edge_deg), sign * (second[0] - edge_deg)
-        if off >= 0.0:
-            kept.append(first)
-        if off * next_off < 0.0:
-            kept.append(first + off / (off - next_off) * (second - first))
-    return np.array(kept).reshape(-1, 3)
-
-
-def _on_one_side(places: Float64Array) -> Float64Array:
-    """Places on one side of the date line with longitudes from -180 to 180 degrees."""
-    middle = float(places[:, 0].mean())
-    turned = places.copy()
-    turned[:, 0] -= 360.0 * np.floor((middle + 180.0) / 360.0)
-    return turned
-
-
-def _signed_area(ring: Float64Array) -> float:
-    """Twice the area of a ring in square degrees, positive counterclockwise."""
-    x, y = (ring - ring[0])[:, :2].T
-    return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y))
 
 
 def rounded(places: Float64Array, *, has_heights: bool) -> Sequence[list[float]]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from adapters.exports.job import ExportJob
 from adapters.images.decoding import read_image_header
-from engine.errors import SnapshotError
+from engine.errors import ConfigError, SnapshotError
+from engine.output.flat_names import FlatNames
 from engine.regular_files import read_regular_file
 
 if TYPE_CHECKING:
     import pycolmap
 
 IMAGES = "images"  # folder in a run and in an export
+_SUFFIXES = (".jpg", ".jpeg", ".png")
 _MAX_IMAGE_BYTES = 2**30
 
 
@@ -34,6 +36,20 @@ def check_images(job: ExportJob) -> None:
         )
     for image in job.each("images checked", images):
         _check_size(folder, image.name, job.reconstruction.camera(image.camera_id))
+
+
+def flat_names(job: ExportJob, *, option: str) -> dict[str, str]:
+    """What the map's images are called in one folder, by their names.
+
+    Raises:
+        ConfigError: one is of a kind that runs do not have.
+    """
+    names = FlatNames()
+    for image in job.images():
+        if PurePosixPath(image.name).suffix.lower() not in _SUFFIXES:
+            raise ConfigError(f"{option}: takes JPEG and PNG images, not {image.name}")
+        names.of(image.name)
+    return dict(names.given)
 
 
 def copy_images(job: ExportJob) -> None:

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adapters.exports.images import IMAGES, copy_image
+from adapters.exports.images import IMAGES, copy_image, flat_names
 from adapters.exports.job import ExportJob
 from adapters.exports.lenses import brown_distortion
-from adapters.exports.names import flat_names
 from adapters.exports.place import PlacedCrs
 from engine.errors import ConfigError, SnapshotError
 from engine.types import Float64Array
@@ -38,6 +37,7 @@ def check_metashape(job: ExportJob) -> None:
     Raises:
         ConfigError: one has not.
     """
+    flat_names(job, option="--metashape")
     for camera in job.reconstruction.cameras.values():
         if brown_distortion(camera) is None:
             raise ConfigError(
@@ -55,7 +55,7 @@ def write_metashape(job: ExportJob, crs: PlacedCrs) -> None:
         OSError: a file cannot be read or written.
         ExportCancelled: the export was cancelled.
     """
-    names = flat_names(image.name for image in job.images())
+    names = flat_names(job, option="--metashape")
     folder = job.to / _FOLDER
     lines = [f"# {crs.name}; heights: {crs.height_words}", "#label,x,y,z,omega,phi,kappa"]
     for image in job.each("images for Metashape", job.images()):
@@ -67,7 +67,7 @@ def write_metashape(job: ExportJob, crs: PlacedCrs) -> None:
         world_from_cam = image.cam_from_world().matrix()[:, :3].T
         angles = _angles_deg(crs.axes_at(center) @ world_from_cam @ _BACKWARD)
         cells = [*(f"{value:.10g}" for value in position[:2]), f"{position[2]:.4f}"]
-        label = names[image.name].replace(",", "_")
+        label = names[image.name]
         lines.append(",".join([label, *cells, *(f"{angle:.6f}" for angle in angles)]))
     (folder / "cameras.csv").write_text("\n".join([*lines, ""]), encoding="utf-8")
     for camera_id, camera in job.reconstruction.cameras.items():

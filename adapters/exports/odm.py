@@ -17,18 +17,17 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from adapters.exports.images import IMAGES, copy_image
+from adapters.exports.images import IMAGES, copy_image, flat_names
 from adapters.exports.job import ExportJob
 from adapters.exports.masks import MASKS
-from adapters.exports.names import flat_names
 from adapters.exports.opensfm import opensfm_camera, write_opensfm
 from adapters.exports.place import MapPlace, PlacedCrs, open_crs
 from adapters.run_files import read_frame_rows
 from engine.errors import ConfigError
+from engine.output.flat_names import FlatNames
 from engine.types import Float64Array
 
 _FOLDER = "odm"
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 _MASK = "_mask"  # what an image must not end in
 
 
@@ -47,10 +46,7 @@ def check_odm(job: ExportJob) -> str:
             opensfm_camera(camera)
         except ConfigError as error:
             raise ConfigError(f"--odm: {error}") from error
-    for image in job.images():
-        suffix = PurePosixPath(image.name).suffix.lower()
-        if suffix not in _SUFFIXES:
-            raise ConfigError(f"--odm: OpenDroneMap reads no {suffix} image, such as {image.name}")
+    flat_names(job, option="--odm")
     open_crs(None, job.needed_place("--odm"), asked_by="--odm")
     return (
         f"{_FOLDER}/ is a project of OpenDroneMap: with --skip-report it goes on from the map in"
@@ -96,16 +92,13 @@ def write_odm(job: ExportJob, place: MapPlace) -> None:
 
 
 def _names(job: ExportJob) -> dict[str, str]:
-    """What images are called in the project: unique without suffixes, too, for their masks."""
-    names = flat_names(image.name for image in job.images())
-    stems: set[str] = set()
+    """What images are called in the project: none as if it were a mask."""
+    names = flat_names(job, option="--odm")
     for name, flat in names.items():
         path = PurePosixPath(flat)
-        stem, number = path.stem, 2
-        while stem.lower() in stems or stem.lower().endswith(_MASK):
-            stem, number = f"{path.stem}_{number}", number + 1
-        stems.add(stem.lower())
-        names[name] = f"{stem}{path.suffix}"
+        if path.stem.lower().endswith(_MASK):
+            others = FlatNames(taken=[PurePosixPath(other).stem for other in names.values()])
+            names[name] = others.of(f"{path.stem}-image{path.suffix}")
     return names
 
 

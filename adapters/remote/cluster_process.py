@@ -27,12 +27,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapters.remote.connecting import NAMESPACE, connect
 from adapters.remote.messages import BrokenMessageError, Channel, Fields, Message
-from adapters.remote.worker import MatcherWorker, code_version
+from adapters.remote.worker import MatcherWorker, code_version, solve_window
 from adapters.remote.workers import Worker, Workers
 from engine.config import RemoteConfig
 
-_NAMESPACE = "livesfm"
 _PING_PERIOD_S = 1.0
 _RETRY_PERIOD_S = 2.0
 _START_TIMEOUT_S = 120.0  # of a worker, which may load weights
@@ -137,7 +137,7 @@ class ClusterProcess:
             ray.remote(MatcherWorker)
             .options(
                 name=f"matcher-{digest.hexdigest()[:16]}-{worker.number}",
-                namespace=_NAMESPACE,
+                namespace=NAMESPACE,
                 get_if_exists=True,
                 lifetime="detached",  # other runs go on with it
                 max_restarts=-1,
@@ -233,7 +233,21 @@ class ClusterProcess:
             )
         )
 
+    async def _solve_window(self, call: Message) -> Message:
+        """Solves a window as a task, which Ray makes again elsewhere if its node is lost."""
+        import ray
+
+        solve = ray.remote(solve_window).options(
+            num_cpus=self._remote.solver_cpus, max_retries=self._remote.max_tries
+        )
+        arrays = {name: array.copy() for name, array in call.arrays.items()}
+        reply = solve.remote(dict(call.fields["call"]), arrays)
+        fields, arrays = await asyncio.wait_for(reply, self._remote.call_timeout_s)
+        return Message(kind="result", fields=fields, arrays=arrays)
+
     async def _attempts(self, call: Message) -> Message:
+        if call.fields["method"] == "window":
+            return await self._solve_window(call)
         keys = [str(key) for key in call.fields["keys"]]
         words = "no worker answers"
         tried: tuple[Worker, ...] = ()
@@ -386,23 +400,6 @@ async def _serve(channel: Channel, settings: Fields) -> None:
     await ClusterProcess(channel, settings).run(messages)
 
 
-def _connect(settings: Fields) -> None:
-    """Connects, with the token of the cluster where there is one, as `ray start` does."""
-    has_token = "RAY_AUTH_TOKEN" in os.environ or os.path.exists(
-        os.environ.get("RAY_AUTH_TOKEN_PATH", os.path.expanduser("~/.ray/auth_token"))
-    )
-    if has_token:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    import ray
-
-    ray.init(
-        address=settings["remote"]["address"],
-        namespace=_NAMESPACE,
-        log_to_driver=False,
-        configure_logging=False,
-    )
-
-
 def main(number: int) -> None:
     """Serves the run at the other end of a socket, until that is closed."""
     # The run may be killed: then this process ends, too.
@@ -412,7 +409,7 @@ def main(number: int) -> None:
     if opening is None:
         return
     try:
-        _connect(opening.fields)
+        connect(opening.fields["remote"]["address"])
     except Exception as error:  # a task boundary: the run tries again
         channel.send(Message(kind="trouble", fields={"words": _first_line(error)}))
         channel.close()

@@ -52,6 +52,9 @@ class StateSource(Protocol):
             InferenceError: the matcher cannot run here.
         """
 
+    def close(self) -> None:
+        """Lets go of what it keeps."""
+
 
 class RemoteDense:
     """A `PairMatcher` and `WorksAhead` over a dense matcher.
@@ -73,8 +76,8 @@ class RemoteDense:
     ) -> None:
         self._dense = dense
         self._source = source
-        self._cluster = cluster(source.provide)
-        self._ahead = AheadWork(config, self._cluster)
+        self.cluster = cluster(source.provide)
+        self._ahead = AheadWork(config, self.cluster)
         self._begun: dict[FrameId, list[Keys]] = {}  # ahead
         self._newest = FrameId(0)  # whose turn has come
         self._states: dict[FrameId, Call] = {}  # that are being made
@@ -117,13 +120,13 @@ class RemoteDense:
         key = str(frame_id)
         made_from = self._source.provide(key)
         if made_from is not None and "state" not in made_from.arrays:
-            self._states[frame_id] = self._cluster.make_state(key, made_from)
+            self._states[frame_id] = self.cluster.make_state(key, made_from)
 
     def place_vector(self, frame_id: FrameId) -> np.ndarray | None:
         """What recognizes a keyframe's place, (E,); None where the cluster does not say."""
         call = self._states.pop(frame_id, None)
         try:
-            return None if call is None else self._cluster.result(call).arrays.get("vector")
+            return None if call is None else self.cluster.result(call).arrays.get("vector")
         except ClusterAwayError:
             return None
 
@@ -137,7 +140,7 @@ class RemoteDense:
             with self._ahead.lock:
                 self._begun[frame_id] = pairs
             self._ahead.count("pairs_ahead", len(pairs))
-            self._cluster.prepare(pairs)
+            self.cluster.prepare(pairs)
 
         self._ahead.begin(frame_id, prepare)
 
@@ -148,7 +151,7 @@ class RemoteDense:
             left = self._begun.pop(frame_id, [])
         if left:
             self._ahead.count("pairs_ahead_unused", len(left))
-            self._ahead.submit(lambda: self._cluster.drop(left))
+            self._ahead.submit(lambda: self.cluster.drop(left))
 
     def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
         """Matches each pair.
@@ -165,14 +168,14 @@ class RemoteDense:
                 try:
                     found = self._source.match_here(request)
                 except InferenceError as error:
-                    away = ClusterAwayError(f"{self._cluster.trouble or 'it is away'}; {error}")
+                    away = ClusterAwayError(f"{self.cluster.trouble or 'it is away'}; {error}")
                     raise inference_error(away) from error
                 self._ahead.count("matched_here")
             matched.append(found)
         return matched
 
     def _is_usable(self) -> bool:
-        return self._cluster.is_usable()
+        return self.cluster.is_usable()
 
     def _begin(self, request: MatchRequest) -> Call:
         keys = _keys_of(request)
@@ -183,7 +186,7 @@ class RemoteDense:
                     self._ahead.count_locked("pairs_ahead_used")
         slim = replace(request, first=_slim(request.first), second=_slim(request.second))
         fields, arrays = to_plain(slim)
-        return self._cluster.call(
+        return self.cluster.call(
             "match",
             {"pairs": [[*keys, fields]]},
             {f"0.{name}": array for name, array in arrays.items()},
@@ -194,7 +197,7 @@ class RemoteDense:
     def _result(self, call: Call, request: MatchRequest) -> PairMatches | None:
         """The matches of a pair; None where the cluster does not give them."""
         try:
-            message = self._cluster.result(call)
+            message = self.cluster.result(call)
             (fields,) = message.fields["pairs"]
             arrays = {name.removeprefix("0."): one for name, one in message.arrays.items()}
             found = from_plain(PairMatches, fields, arrays)
@@ -207,16 +210,17 @@ class RemoteDense:
 
     def report_to(self, tell: Callable[[str], None]) -> None:
         """Has it said when the cluster is away, and when it is back."""
-        self._cluster.report_to(tell)
+        self.cluster.report_to(tell)
 
     def figures(self) -> dict[str, object]:
         """What was sent, awaited and counted."""
-        return self._ahead.figures() | self._cluster.figures()
+        return self._ahead.figures() | self.cluster.figures()
 
     def close(self) -> None:
         """Ends the connection."""
         self._ahead.close()
-        self._cluster.close()
+        self.cluster.close()
+        self._source.close()
 
 
 def _keys_of(request: MatchRequest) -> Keys:

@@ -1,37 +1,34 @@
 """Matchers as a worker has them, one for each run: calls of plain arrays in, plain arrays out.
 
-What a run's matcher needs of a keyframe is its state: descriptors of SIFT, tokens of MASt3R, the
-index of a frame for the oracle. It has a key: the digest of descriptors, else the frame's id.
+What a run's matcher needs of a keyframe is its state: descriptors of SIFT, tokens of MASt3R, for
+the oracle the truth. It has a key: the digest of descriptors, else the frame's id.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
+from adapters.remote.frames import frame_from_plain
 from adapters.remote.messages import Array, Arrays, Fields
-from adapters.remote.plain import from_plain, to_plain
+from adapters.remote.plain import Plain, from_plain, to_plain
+from adapters.remote.prepared import Prepared
 from engine.config import Config
 from engine.errors import InferenceError
 from engine.types import (
     EpipolarGuide,
     Features,
-    Frame,
     FrameId,
     ImagePair,
     MatchRequest,
-    PackedMask,
     PairMatches,
-    Uint8Array,
 )
 
-Plain = tuple[dict[str, Any], dict[str, Any]]
-_MAX_STATE_BYTES = 512_000_000  # of descriptors, of all runs
+_MAX_STATE_BYTES = 512_000_000
 _MAX_PREPARED = 256  # pairs, of each run
 
 
@@ -101,8 +98,12 @@ def open_hosted(spec: Mapping[str, Any]) -> Callable[[], HostedMatcher]:
         case "sift":
             states = States(max_bytes=_MAX_STATE_BYTES)
             return lambda: HostedSift(config, states=states)
+        case "mast3r":
+            from adapters.remote.hosted_mast3r import mast3r_hosts
+
+            return mast3r_hosts(config)
         case "oracle":
-            return lambda: HostedOracle(config, address=spec["address"])
+            return lambda: HostedOracle(config, states=States(max_bytes=_MAX_STATE_BYTES))
         case _:
             raise ValueError(f"no matcher that runs elsewhere: {spec['matcher']}")
 
@@ -167,127 +168,59 @@ class HostedSift:
 
 
 class HostedOracle:
-    """The oracle of a town that is made here, too; its state of a keyframe is the frame's index."""
+    """The oracle; its state of a keyframe is what is true of its image.
 
-    def __init__(self, config: Config, *, address: str) -> None:
-        from adapters.town.oracle import open_oracle
-        from adapters.town.source import SyntheticTown, parse_town_spec
+    Args:
+        config: settings.
+        states: of this run.
+    """
 
-        numbers = itertools.count(1)
-        town = SyntheticTown(
-            parse_town_spec(address),
-            next_frame_id=lambda: FrameId(next(numbers)),
-            config=config.sources,
+    def __init__(self, config: Config, *, states: States) -> None:
+        from adapters.town.oracle import OracleMatcher, TrueView
+
+        def truth(frame_id: int) -> TrueView:
+            return TrueView.from_bytes(states[str(frame_id)])
+
+        self._states = states
+        self._matcher = OracleMatcher(
+            config.oracle, dense=config.dense_matching, truth=truth, seed=config.runtime.seed
         )
-        self._matcher = open_oracle(config, town)
-        self._held: set[str] = set()
-        self._prepared: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._prepared: Prepared[bool] = Prepared(max_pairs=_MAX_PREPARED)
 
     def describe(self, fields: Fields, arrays: Arrays) -> Plain:
         """Its tables need no truth, and are made where the run is."""
         raise InferenceError("the oracle describes where the run is")
 
     def encode(self, key: str, fields: Fields, arrays: Arrays) -> tuple[Array, Array]:
-        """The index is what it gets."""
-        raise InferenceError("the oracle has no state but the index of a frame")
+        """The truth is what it gets."""
+        raise InferenceError("the oracle has no state but the truth")
 
     def holds(self, key: str) -> bool:
-        """Whether it knows a frame."""
-        return key in self._held
+        """Whether it knows the truth."""
+        return key in self._states
 
     def take(self, key: str, state: Array) -> None:
-        """Takes the index (1,) of a frame."""
-        self._matcher.know(FrameId(int(key)), index=int(state[0]))
-        self._held.add(key)
+        """Takes the truth, as bytes."""
+        self._states.put(key, state)
+        self._matcher.know(FrameId(int(key)), index=int(key))
 
     def match(self, keys: tuple[str, str], fields: Fields, arrays: Arrays) -> Plain:
         """The matches of a pair."""
         request = from_plain(MatchRequest, fields, arrays)
-        is_prepared = self._prepared.pop(keys, request) is None
+        is_prepared = bool(self._prepared.take(keys))
         return to_plain(self._matcher.match_pair(request, is_prepared=is_prepared))
 
     def prepare(self, keys: tuple[str, str]) -> None:
         """Takes the time that a pair takes."""
-        self._matcher.prepare()
-        self._prepared[keys] = None
-        if len(self._prepared) > _MAX_PREPARED:
-            self._prepared.popitem(last=False)
-
-
-def frame_to_plain(frame: Frame) -> Plain:
-    """What describing a frame takes: its image as JPEG where it came so, else as PNG, its mask."""
-    import cv2
-
-    if frame.jpeg is not None:
-        image, turns = np.frombuffer(frame.jpeg, np.uint8), 0
-    else:
-        # Channels in any order: they come out as they went in.
-        is_whole, image = cv2.imencode(".png", frame.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        if not is_whole:
-            raise InferenceError(f"{frame.name}: cannot be sent")
-        turns = 1
-    fields: dict[str, Any] = {
-        "frame_id": int(frame.frame_id),
-        "index": frame.index,
-        "camera_key": frame.camera_key,
-        "name": frame.name,
-        "is_png": bool(turns),
-        "sum": checksum(frame.pixels),
-    }
-    arrays: dict[str, Any] = {"image": image.reshape(-1)}
-    if frame.mask is not None:
-        packed = PackedMask.of(frame.mask)
-        fields["mask_size"] = [packed.width, packed.height]
-        arrays["mask"] = np.frombuffer(packed.data, np.uint8)
-    return fields, arrays
-
-
-def frame_from_plain(fields: Fields, arrays: Arrays) -> Frame:
-    """A frame from what `frame_to_plain` made of one.
-
-    Raises:
-        InferenceError: this machine decodes its image to other pixels.
-    """
-    import cv2
-
-    image = cv2.imdecode(
-        np.asarray(arrays["image"]), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    )
-    pixels: Uint8Array | None = None
-    if image is not None:
-        as_sent = image if fields["is_png"] else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        pixels = np.asarray(as_sent, np.uint8)
-    if pixels is None or checksum(pixels) != fields["sum"]:
-        raise InferenceError(f"{fields['name']}: this machine decodes it to other pixels")
-    mask = None
-    if "mask" in arrays:
-        width, height = fields["mask_size"]
-        packed = PackedMask(width=width, height=height, data=arrays["mask"].tobytes())
-        mask = packed.unpacked()
-    return Frame(
-        frame_id=FrameId(int(fields["frame_id"])),
-        camera_key=str(fields["camera_key"]),
-        source="",
-        index=int(fields["index"]),
-        name=str(fields["name"]),
-        captured_at_s=0.0,
-        received_at_s=0.0,
-        pixels=pixels,
-        mask=mask,
-    )
+        if not self._prepared.is_late(keys):
+            self._matcher.prepare()
+            self._prepared.put(keys, True)
 
 
 def key_of(descriptors: Array) -> str:
     """The key of descriptors (N, D)."""
     digest = hashlib.blake2b(np.ascontiguousarray(descriptors).data, digest_size=16)
     return f"{digest.hexdigest()}-{len(descriptors)}"
-
-
-def checksum(pixels: Array) -> int:
-    """Of pixels: decoders of two machines may differ."""
-    import zlib
-
-    return zlib.crc32(np.ascontiguousarray(pixels).data)
 
 
 def _table(frame_id: FrameId, descriptors: Array) -> Features:

@@ -13,10 +13,11 @@ import numpy as np
 
 from adapters.remote.messages import Arrays, Fields
 
+Plain = tuple[dict[str, Any], dict[str, Any]]  # fields and arrays
 Product = TypeVar("Product")
 
 
-def to_plain(product: object) -> tuple[dict[str, Any], dict[str, Any]]:
+def to_plain(product: object) -> Plain:
     """A product of arrays, numbers, words, enums, tuples of these, and such products.
 
     Returns:

@@ -16,7 +16,8 @@ import numpy as np
 from adapters.matchers.sift import SiftMatcher
 from adapters.remote.ahead import AheadWork
 from adapters.remote.cluster import Call, Cluster, ClusterAwayError
-from adapters.remote.hosted import frame_to_plain, key_of
+from adapters.remote.frames import frame_to_plain
+from adapters.remote.hosted import key_of
 from adapters.remote.messages import Message
 from adapters.remote.plain import from_plain, to_plain
 from engine.config import RemoteConfig, SiftConfig
@@ -56,8 +57,8 @@ class RemoteSift:
     ) -> None:
         self._sift = sift
         self._local = local
-        self._cluster = cluster(self._provide)
-        self._ahead = AheadWork(config, self._cluster)
+        self.cluster = cluster(self._provide)
+        self._ahead = AheadWork(config, self.cluster)
         self._keys = _Keys()
         self._lean_before: dict[str, Uint8Array] = {}  # descriptors, by camera
         self._described: dict[FrameId, Call] = {}  # ahead
@@ -106,18 +107,18 @@ class RemoteSift:
         with self._ahead.lock:
             call = self._described.pop(frame.frame_id, None)
         try:
-            if not self._cluster.is_usable():
+            if not self.cluster.is_usable():
                 raise ClusterAwayError("the cluster is away")
             self._ahead.send(frame.frame_id)
             if call is None:
                 call = self._begin_to_describe(frame)
-            self._cluster.make_urgent(call)
-            message = self._cluster.result(call)
+            self.cluster.make_urgent(call)
+            message = self.cluster.result(call)
             features = from_plain(Features, message.fields, message.arrays)
             lean = message.arrays.get("lean")
             key = str(message.fields["key"])
             self._keys.add(features.descriptors, key)
-            self._cluster.know(key)
+            self.cluster.know(key)
             self._ahead.count("described_there")
         except (ClusterAwayError, KeyError, ValueError):
             features, lean = self._local.describe_after(
@@ -133,7 +134,7 @@ class RemoteSift:
         before = self._lean_before.get(frame.camera_key)
         if before is not None:
             arrays["before"] = before
-        return self._cluster.call("describe", fields, arrays, stage="describe", is_ahead=is_ahead)
+        return self.cluster.call("describe", fields, arrays, stage="describe", is_ahead=is_ahead)
 
     # -- matching ---------------------------------------------------------------------------------
 
@@ -170,7 +171,7 @@ class RemoteSift:
     def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
         """As `SiftMatcher.match`."""
         self._newest = max([self._newest, *(request.pair.second for request in requests)])
-        begun = self._begin_all(requests) if self._cluster.is_usable() else {}
+        begun = self._begin_all(requests) if self.cluster.is_usable() else {}
         matched: list[PairMatches] = []
         for number, request in enumerate(requests):
             found = self._result(request, begun[number]) if number in begun else None
@@ -195,7 +196,7 @@ class RemoteSift:
                 new.append(number)
             else:
                 begun[number] = asked
-                self._cluster.make_urgent(asked.call)
+                self.cluster.make_urgent(asked.call)
         self._ahead.count("pairs_ahead_used", len(begun))
         for start in range(0, len(new), _PAIRS_PER_CALL):
             some = new[start : start + _PAIRS_PER_CALL]
@@ -220,7 +221,7 @@ class RemoteSift:
             own_fields, own_arrays = ({}, {}) if guide is None else to_plain(guide)
             fields.append([*keys, own_fields])
             arrays |= {f"{number}.{name}": array for name, array in own_arrays.items()}
-        return self._cluster.call(
+        return self.cluster.call(
             "match",
             {"pairs": fields},
             arrays,
@@ -232,7 +233,7 @@ class RemoteSift:
     def _result(self, request: MatchRequest, asked: _Asked) -> PairMatches | None:
         """The matches of a pair; None where the cluster does not give them."""
         try:
-            arrays = self._cluster.result(asked.call).arrays
+            arrays = self.cluster.result(asked.call).arrays
             found = PairMatches.of_rows(
                 request,
                 matches_idx=arrays[f"{asked.number}.rows"],
@@ -254,16 +255,16 @@ class RemoteSift:
 
     def report_to(self, tell: Callable[[str], None]) -> None:
         """Has it said when the cluster is away, and when it is back."""
-        self._cluster.report_to(tell)
+        self.cluster.report_to(tell)
 
     def figures(self) -> dict[str, object]:
         """What was sent, awaited and counted."""
-        return self._ahead.figures() | self._cluster.figures()
+        return self._ahead.figures() | self.cluster.figures()
 
     def close(self) -> None:
         """Ends the connection."""
         self._ahead.close()
-        self._cluster.close()
+        self.cluster.close()
 
 
 class _Keys:

@@ -2,15 +2,105 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
+from adapters.remote.frames import frame_from_plain, frame_to_plain
 from adapters.remote.messages import Message
 from adapters.town.oracle import OracleMatcher
+from engine.errors import EngineError, InferenceError
 from engine.types import Frame, FrameId, MatchRequest, PairMatches
+
+if TYPE_CHECKING:
+    from adapters.matchers.mast3r.matcher import Mast3rMatcher
+
+
+class Mast3rStates:
+    """A `StateSource`: states are made from images, which are kept in a temporary file.
+
+    Args:
+        open_here: opens the matcher on this machine; None: it cannot run here.
+    """
+
+    def __init__(self, open_here: Callable[[], Mast3rMatcher] | None) -> None:
+        self._open_here = open_here
+        self._here: Mast3rMatcher | None = None
+        self._file = tempfile.TemporaryFile(prefix="livesfm-images-")  # noqa: SIM115 - as long as this
+        self._parts: dict[str, tuple[int, int, dict[str, Any]]] = {}  # start, bytes, fields
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """Of the matcher."""
+        return "mast3r"
+
+    @property
+    def matches_everything(self) -> bool:
+        """Whether images that share nothing match, too: they do."""
+        return True
+
+    def keep(self, frame: Frame) -> None:
+        """Keeps the image.
+
+        Raises:
+            InferenceError: the disk is full.
+        """
+        fields, arrays = frame_to_plain(replace(frame, mask=None))
+        image = arrays["image"]
+        with self._lock:
+            try:
+                start = self._file.seek(0, os.SEEK_END)
+                self._file.write(image.data)
+            except OSError as error:
+                raise InferenceError(f"{frame.name}: cannot be kept: {error.strerror}") from error
+            self._parts[str(frame.frame_id)] = start, image.nbytes, fields
+
+    def provide(self, key: str) -> Message | None:
+        """The image."""
+        with self._lock:
+            if key not in self._parts:
+                return None
+            start, num_bytes, fields = self._parts[key]
+            self._file.seek(start)
+            image = np.frombuffer(self._file.read(num_bytes), np.uint8)
+        return Message(kind="", fields=fields, arrays={"image": image})
+
+    def match_here(self, request: MatchRequest) -> PairMatches:
+        """Matches a pair on this machine.
+
+        Raises:
+            InferenceError: the matcher cannot run here.
+        """
+        if self._open_here is None:
+            raise InferenceError("mast3r does not run on this machine")
+        if self._here is None:
+            try:
+                self._here = self._open_here()
+            except EngineError as error:
+                self._open_here = None
+                raise InferenceError(str(error)) from error
+        for frame_id in (request.pair.first, request.pair.second):
+            image = self.provide(str(frame_id))
+            if not self._here.is_encoded(frame_id) and image is not None:
+                self._here.describe(frame_from_plain(image.fields, image.arrays))
+        (matched,) = self._here.match([request])
+        return matched
+
+    def close(self) -> None:
+        """Removes the file."""
+        with self._lock:
+            self._parts.clear()
+            self._file.close()
 
 
 class OracleStates:
-    """A `StateSource`: the state of a keyframe is the index of its frame.
+    """A `StateSource`: the state of a keyframe is what is true of its image.
 
     Args:
         oracle: matches here.
@@ -18,7 +108,7 @@ class OracleStates:
 
     def __init__(self, oracle: OracleMatcher) -> None:
         self._oracle = oracle
-        self._index_of: dict[str, int] = {}
+        self._known: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -31,18 +121,21 @@ class OracleStates:
         return self._oracle.matches_everything
 
     def keep(self, frame: Frame) -> None:
-        """Keeps the index."""
-        self._index_of[str(frame.frame_id)] = frame.index
+        """Keeps which frame of the town it is."""
+        self._known.add(str(frame.frame_id))
         self._oracle.know(FrameId(frame.frame_id), index=frame.index)
 
     def provide(self, key: str) -> Message | None:
         """The state."""
-        index = self._index_of.get(key)
-        if index is None:
+        if key not in self._known:
             return None
-        return Message(kind="", arrays={"state": np.array([index], np.int64)})
+        truth = self._oracle.view(FrameId(int(key)))
+        return Message(kind="", arrays={"state": truth.to_bytes()})
 
     def match_here(self, request: MatchRequest) -> PairMatches:
         """Matches a pair."""
         (matched,) = self._oracle.match([request])
         return matched
+
+    def close(self) -> None:
+        """Nothing: it keeps no file."""

@@ -23,9 +23,11 @@ from typing import Any
 from adapters.remote.fair_turns import FairTurns
 from adapters.remote.hosted import HostedMatcher, open_hosted
 from adapters.remote.messages import Array, Arrays, Fields
+from adapters.remote.plain import Plain, from_plain, to_plain
 from engine.errors import InferenceError
+from engine.window_types import WindowProblem
 
-Reply = tuple[dict[str, Any], dict[str, Any]]
+Reply = Plain
 State = tuple[str, Sequence[Any]]  # key and, in a list, so that Ray does not fetch it, where it is
 
 _MAX_RUNS = 64  # whose matchers are kept
@@ -159,6 +161,15 @@ class MatcherWorker:
         while time.monotonic() - self._called_at_s < idle_s:
             time.sleep(min(_LOOK_PERIOD_S, idle_s))
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+
+def solve_window(fields: Fields, arrays: Arrays) -> Reply:
+    """Solves a window with the engine's own solver."""
+    from engine.windows.model import WindowSolverConfig
+    from engine.windows.solver import solve_window as solve
+
+    problem = from_plain(WindowProblem, fields, arrays)
+    return to_plain(solve(problem, config=WindowSolverConfig()))
 
 
 @functools.cache

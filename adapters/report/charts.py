@@ -13,7 +13,7 @@ from adapters.report import svg
 from engine.types import Float64Array
 
 WIDTH, HEIGHT = 360.0, 200.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 10.0, 16.0, 34.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 10.0, 20.0, 34.0
 _BAR_HEIGHT, _BAR_NAME_WIDTH = 19.0, 104.0
 _MAX_POINTS = 400  # of a course
 

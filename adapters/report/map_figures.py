@@ -111,7 +111,7 @@ def _residuals_of(
     """Of every ``step``-th observation."""
     image = reconstruction.image(image_id)
     camera, pose = reconstruction.camera(image.camera_id), image.cam_from_world().matrix()
-    seen = image.get_observation_points2D()[::step]
+    seen = [image.point2D(i) for i in image.get_observation_point2D_idxs()[::step]]
     xy = np.array([point.xy for point in seen]).reshape(-1, 2)
     points = [reconstruction.point3D(point.point3D_id).xyz for point in seen]
     in_cam = np.array(points).reshape(-1, 3) @ pose[:, :3].T + pose[:, 3]

@@ -39,12 +39,17 @@ def plan_section(record: RunRecord) -> Section:
     flagged = plan.flagged_keyframes(verdict.reasons if verdict is not None else ())
     missing: list[str] = []
     coverage = _coverage(record, missing)
-    beside = _coverage_figure(record, figures, coverage) or _from_the_side(record, figures)
+    covered = _coverage_figure(record, figures, coverage)
+    words = _coverage_words(coverage) if covered is None else ""
     return Section(
         key="plan",
         title="Plan and coverage" if coverage is not None else "Plan",
-        figures=(_from_above(record, figures, flagged), beside),
-        tables=(*_coverage_table(coverage), *_maps(record)),
+        words=(words,) if words else (),
+        figures=(
+            _from_above(record, figures, flagged),
+            covered or _from_the_side(record, figures),
+        ),
+        tables=tuple(_maps(record)),
         missing=tuple(missing),
     )
 
@@ -94,6 +99,7 @@ def _coverage_figure(
             *plan.cameras(frame, record, figures, flagged=set()),
             label="Ground that is seen well, thinly or not at all, from above",
         ),
+        caption=_coverage_words(coverage),
         legend=tuple(
             (f"area {key}", words) for key, words in names.items() if key in coverage.areas
         ),
@@ -124,21 +130,19 @@ def _coverage(record: RunRecord, missing: list[str]) -> plan.Coverage | None:
         return None
 
 
-def _coverage_table(coverage: plan.Coverage | None) -> Iterator[Table]:
+def _coverage_words(coverage: plan.Coverage | None) -> str:
+    """How much of the ground is seen how well; "" where that is not known."""
     if coverage is None or not coverage.shares:
-        return
+        return ""
     words = {
-        "good": "well: by three keyframes or more, at 5 degrees or more, with a surface",
+        "good": "is seen well: by three keyframes or more, at 5 degrees or more, with a surface",
         "thin": "thinly: by fewer, from too near to each other, or without a surface",
-        "hole": "not at all, between ground that is seen (holes)",
+        "hole": "not at all, between ground that is seen",
     }
-    rows = [(words[key], percent(coverage.shares[key])) for key in words if key in coverage.shares]
-    yield Table(
-        title="Ground that was flown over",
-        head=("seen", "share"),
-        rows=tuple(rows),
-        needs_map=True,
-    )
+    shares = [
+        f"{percent(coverage.shares[key])} {words[key]}" for key in words if key in coverage.shares
+    ]
+    return f"Of the ground that was flown over {'; '.join(shares)}."
 
 
 def _maps(record: RunRecord) -> Iterator[Table]:

@@ -82,7 +82,7 @@ def cameras_section(record: RunRecord) -> Section:
         key="cameras",
         title="Cameras",
         words=tuple(
-            f"{short(one.key, at_most=60)}: {short(doubt, at_most=300)}."
+            f"{_camera_name(one)}: {short(doubt, at_most=300)}."
             for one in shown
             for doubt in one.doubts
         ),
@@ -136,7 +136,7 @@ def _calibration_figure(cameras: Sequence[CameraRecord]) -> Figure:
         for one in refined
     )
     reach = max(1.1 * reach, 0.005)
-    row_height, foot = 34.0, 30.0
+    row_height, foot = 34.0, 34.0
     height = row_height * len(refined) + foot
 
     def x(ratio: float) -> float:
@@ -146,7 +146,12 @@ def _calibration_figure(cameras: Sequence[CameraRecord]) -> Figure:
     for ratio, _ in svg.ticks(-reach, reach, at_most=5):
         parts.append(svg.line(x(ratio), 0, x(ratio), height - foot, class_="grid"))
         parts.append(
-            svg.text(x(ratio), height - foot + 15, f"{100 * ratio:+.3g} %", anchor="middle")
+            svg.text(
+                x(ratio),
+                height - foot + 15,
+                f"{100 * ratio:+.3g} %" if ratio else "0 %",
+                anchor="middle",
+            )
         )
     for row, one in enumerate(refined):
         y = row * row_height + 22.0
@@ -160,7 +165,7 @@ def _calibration_figure(cameras: Sequence[CameraRecord]) -> Figure:
         parts.append(svg.line(ends[0], y, ends[1], y, class_="curve s1"))
         parts.append(svg.circle(x(one.moved_ratio), y, 4, class_="dot s1"))
     parts.append(
-        svg.text(340, height - 1, "change of the focal length", anchor="end", class_="dim name")
+        svg.text(340, height - 4, "change of the focal length", anchor="end", class_="dim name")
     )
     return Figure(
         title="Focal lengths against what was known before",

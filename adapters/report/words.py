@@ -21,10 +21,11 @@ def number(value: float | None, digits: int = 3) -> str:
         return MISSING
     if value == 0.0:
         return "0"
-    places = digits - 1 - math.floor(math.log10(abs(value)))
     if abs(value) >= 1e9 or abs(value) < 1e-6:
         return f"{value:.{digits - 1}e}"
-    return f"{round(value, places):,.{max(places, 0)}f}"
+    rounded = float(f"{value:.{digits - 1}e}")
+    places = digits - 1 - math.floor(math.log10(abs(rounded)))
+    return f"{rounded:,.{max(places, 0)}f}"
 
 
 def fixed(value: float | None, places: int = 2) -> str:

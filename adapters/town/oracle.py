@@ -29,6 +29,7 @@ from engine.types import (
     Int64Array,
     MatchRequest,
     PairMatches,
+    Uint8Array,
     freeze_field,
 )
 
@@ -52,6 +53,22 @@ class TrueView:
         depth_m.flags.writeable = False
         object.__setattr__(self, "depth_m", depth_m)  # frozen_array would refuse the sky
         freeze_field(self, "cam_from_world", (3, 4), np.float64)
+
+    def to_bytes(self) -> Uint8Array:
+        """All of it, for another process on a machine like this."""
+        numbers = np.array([*self.cam_from_world.ravel(), *self.intrinsics, *self.size], np.float64)
+        return np.concatenate([numbers.view(np.uint8), self.depth_m.ravel().view(np.uint8)])
+
+    @classmethod
+    def from_bytes(cls, data: Uint8Array) -> TrueView:
+        """What `to_bytes` made bytes of."""
+        numbers = data[: 18 * 8].copy().view(np.float64)
+        width, height = int(numbers[16]), int(numbers[17])
+        return cls(
+            depth_m=data[18 * 8 :].copy().view(np.float32).reshape(height, width),
+            cam_from_world=numbers[:12].reshape(3, 4),
+            intrinsics=(numbers[12], numbers[13], numbers[14], numbers[15]),
+        )
 
     @property
     def size(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from engine.date_line import cut_ring
 from engine.dense.orthophoto import OrthoView
 from engine.dense.pinholes import projected
 from engine.dense.surface import GroundGrid, Surface, round_cell
@@ -25,6 +26,7 @@ from engine.types import (
     freeze_field,
 )
 
+_HALF_TURN_DEG = 180.0
 _MAX_EDGE_CELLS = 96  # of the grid
 _LEAST_CELLS = 4  # of the surface, along a cell of the grid
 _MIN_KEYFRAMES = 3
@@ -113,7 +115,10 @@ def coverage_geojson(
         if not len(rectangles):
             continue
         corners = _corners(rectangles, coverage.grid)
-        rings = coordinates_of(corners.reshape(-1, 2)).reshape(-1, 5, 2)
+        closed = coordinates_of(corners.reshape(-1, 2)).reshape(-1, 5, 2)
+        crosses = np.ptp(closed[:, :, 0], axis=1) > _HALF_TURN_DEG  # the date line
+        rings = [*closed[~crosses, :-1]]
+        rings += [part for ring in closed[crosses] for part in cut_ring(ring[:-1])]
         of_status = coverage.status == status
         features.append(
             {
@@ -128,11 +133,17 @@ def coverage_geojson(
                 },
                 "geometry": {
                     "type": "MultiPolygon",
-                    "coordinates": [[np.round(ring, 8).tolist()] for ring in rings],
+                    "coordinates": [[_closed(np.round(ring, 8))] for ring in rings],
                 },
             }
         )
     return {"type": "FeatureCollection", "features": features}
+
+
+def _closed(ring: Float64Array) -> list[list[float]]:
+    """A ring whose last place is its first."""
+    places: list[list[float]] = ring.tolist()
+    return [*places, places[0]]
 
 
 def _level(surface: Surface) -> float:

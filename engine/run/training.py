@@ -84,6 +84,7 @@ class TrainingFolderMaking:
         self._figures: TrainingFigures | None = None  # of the newest version
         self._num_updates = 0
         self._num_failed = 0
+        self._has_failed = False  # the last update
         self._num_written = 0
 
     # -- the run ----------------------------------------------------------------------------------
@@ -110,7 +111,8 @@ class TrainingFolderMaking:
         self._is_ending = True
         self._news.set()
         await asyncio.wait((self._working,))
-        if self._num_done < self._num_snapshots:
+        await (await self._writer.schedule(_nothing))  # the final snapshot is on its way
+        if self._num_done < self._num_snapshots or self._has_failed:
             await self._update()
 
     async def close(self) -> None:
@@ -149,7 +151,7 @@ class TrainingFolderMaking:
 
     async def _update(self) -> None:
         """Follows the newest snapshot; what it raises is reported and counted."""
-        self._num_done = self._num_snapshots
+        self._num_done, self._has_failed = self._num_snapshots, False
         if self._stopped.is_set():
             return
         try:
@@ -163,6 +165,7 @@ class TrainingFolderMaking:
             await self._failed(error)
         except Exception as error:  # the task boundary: the run goes on without this update
             self._num_failed += 1
+            self._has_failed = True
             self._faults.report(RunPart.TRAINING, error, consequence=f"{TRAIN} stays as it was")
         else:
             await self._take(figures)
@@ -177,6 +180,7 @@ class TrainingFolderMaking:
 
     async def _failed(self, error: Exception) -> None:
         self._num_failed += 1
+        self._has_failed = True
         failed = functools.partial(self._recorder.product_failed, TRAIN, error)
         await self._writer.schedule(failed)
 
@@ -214,6 +218,10 @@ class TrainingFolderMaking:
             if self._num_steps == num_steps:
                 self._stopped.set()
                 return False
+
+
+def _nothing() -> None:
+    """Is done when all that was scheduled before is."""
 
 
 def _be_nice() -> None:

@@ -172,6 +172,7 @@ def test_what_raises_in_the_block_ends_the_run_and_what_arrived_is_saved(tmp_pat
         for number, (rgb, _) in enumerate(town_frames()[:8]):
             run.add_frame(rgb, captured_at_s=number / 5)
         raise ZeroDivisionError
+    assert (tmp_path / "run" / "report.html").is_file()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["frames_received"], summary["frames_dropped"]) == (8, {})
     assert {pose.index for pose in run.new_poses()} >= set(range(2, 8))

@@ -24,7 +24,10 @@ from tests.support.paths import ROOT
 from tests.support.verdicts import verdict_of
 from tests.support.waiting import HANG_S
 
-COMMANDS = ["run", "resume", "demo", "evaluate", "export", "georeference", "benchmark", "doctor"]
+COMMANDS = [
+    *("run", "resume", "demo", "evaluate", "export", "georeference", "report", "benchmark"),
+    "doctor",
+]
 
 
 def livesfm(*arguments: str) -> Result:
@@ -533,7 +536,7 @@ def test_every_command_explains_itself_in_80_columns(
 
 def test_without_a_command_all_of_them_are_listed() -> None:
     result = livesfm()
-    for command in ("run", "demo", "evaluate", "export", "georeference", "benchmark", "doctor"):
+    for command in COMMANDS:
         assert command in result.output
 
 

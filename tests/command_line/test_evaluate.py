@@ -130,6 +130,27 @@ def test_a_perfect_run_in_another_world_has_no_error(tmp_path: Path) -> None:
     assert final.posed_ratio == 1.0
 
 
+@pytest.mark.parametrize(
+    ("unit", "scale", "is_shown"),
+    [("metres", 1.0, True), ("metres", 0.25, False), ("map units", 1.0, False), (None, 1.0, False)],
+)
+def test_the_error_without_scaling_is_shown_only_where_map_and_reference_are_in_metres(
+    tmp_path: Path, unit: str | None, scale: float, is_shown: bool
+) -> None:
+    truth = flight(30)
+    run = make_run(tmp_path / "run", moved(truth, scale=scale))
+    if unit is not None:
+        (run / "summary.json").write_text(json.dumps({"unit": unit}))
+    evaluation = evaluate(run, write_tum(tmp_path / "truth.txt", by_time(truth)))
+    table = evaluation_table(evaluation)
+    rows = list(table.columns[0].cells)
+    assert ("ATE without scaling" in rows) == is_shown
+    assert "ATE after Sim(3)" in rows
+    assert evaluation.unit == (unit or "map units")
+    words = "metres" if unit == "metres" else "units of its own"
+    assert str(table.caption).endswith(f"the map is in {words}")
+
+
 def test_a_metric_run_has_no_rigid_error(tmp_path: Path) -> None:
     truth = flight(30)
     run = make_run(tmp_path / "run", moved(truth, scale=1.0))
@@ -344,10 +365,11 @@ def test_how_many_frames_have_a_pose_and_how_they_got_it_is_said(tmp_path: Path)
     evaluation = evaluate(run, reference)
     assert evaluation.num_poses == {"keyframe": 2, "tracked": 3, "interpolated": 1, "none": 1}
     assert evaluation.num_in_other_maps == 2
-    assert str(evaluation_table(evaluation).caption).endswith(
+    words = (
         "; 6 have a pose (2 keyframe, 3 tracked, 1 interpolated), 2 of them in other maps,"
-        " 1 have none"
+        " 1 have none;"
     )
+    assert words in str(evaluation_table(evaluation).caption)
 
 
 def test_registered_keyframes_are_those_of_the_map(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_a_wheel_holds_all_files_of_the_packages_and_nothing_else(wheel: Path) -
     presets = {f"engine/presets/{path.name}" for path in preset_paths().values()}
     assert names == packaged | presets
     assert "adapters/phone/page/page.html" in names
+    assert "adapters/report/page/report.html.jinja" in names
 
 
 def test_the_packages_are_the_installed_ones(installed: Installed) -> None:

@@ -11,7 +11,7 @@ import pytest
 from engine.dense.coverage import Coverage, CoverageStatus, coverage_geojson, coverage_of
 from engine.dense.orthophoto import OrthoView
 from engine.dense.surface import GroundGrid, Surface
-from engine.types import FrameId
+from engine.types import Float64Array, FrameId
 from tests.support.boxed_ground import FOCAL, SIZE, pose_above
 
 _HEIGHT = 30.0  # of cameras: an image shows 32 by 24
@@ -103,6 +103,31 @@ def test_geojson_covers_each_cell_once_and_names_what_it_is() -> None:
     assert sum(shares) == pytest.approx(1.0, abs=0.001)
     num_rectangles = sum(len(one["geometry"]["coordinates"]) for one in record["features"])
     assert num_rectangles < coverage.status.size / 10
+
+
+def test_areas_across_the_date_line_are_cut_there() -> None:
+    coverage = _coverage([(x, y) for x, y in _LINES if max(abs(x), abs(y)) > 30])
+
+    def across(places: Float64Array) -> Float64Array:
+        """Longitudes around 180 degrees, of which those beyond count from -180 degrees."""
+        turned = places / 1000.0 + (179.995, -17.0)
+        turned[:, 0] = (turned[:, 0] + 180.0) % 360.0 - 180.0
+        return np.asarray(turned)
+
+    areas = {}
+    for feature in coverage_geojson(coverage, across)["features"]:
+        area = 0.0
+        for (ring,) in feature["geometry"]["coordinates"]:
+            assert ring[0] == ring[-1]
+            x, y = np.array(ring).T
+            assert np.ptp(x) < 1.0
+            twice = float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum())
+            assert twice > 0.0
+            area += 1e6 * twice / 2
+        areas[feature["properties"]["status"]] = area
+    for status, area in areas.items():
+        num_cells = np.count_nonzero(coverage.status == CoverageStatus[status.upper()])
+        assert area == pytest.approx(num_cells * coverage.grid.cell**2, rel=1e-3)
 
 
 def _flat() -> Surface:

@@ -60,7 +60,7 @@ def test_ctrl_c_says_that_nothing_is_left(tmp_path: Path, monkeypatch: pytest.Mo
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(shutil, "copyfile", copy_and_interrupt)
-    cancelled = livesfm_export(tmp_path / "run", tmp_path / "out", "--nerfstudio")
+    cancelled = livesfm_export(tmp_path / "run", tmp_path / "out", "--bundler")
     assert cancelled.exit_code == cli.INTERRUPTED
     assert "cancelled; nothing is left of it" in cancelled.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"run"}

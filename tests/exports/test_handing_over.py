@@ -12,7 +12,6 @@ import pyproj
 import pytest
 
 from adapters.exports.export import ExportFormat, export
-from adapters.exports.names import flat_names
 from engine.errors import ConfigError, SnapshotError
 from engine.types import Float64Array
 from tests.support.bundler_reader import read_bundler
@@ -30,6 +29,10 @@ ODM_MODELS = [
     ("EQUIRECTANGULAR",),
     ("RADIAL", "OPENCV_FISHEYE"),
 ]
+
+
+def flat(name: str) -> str:
+    return name.replace("/", "-").replace(" ", "_")
 
 
 def model_of(folder: Path) -> pycolmap.Reconstruction:
@@ -61,7 +64,7 @@ def test_geo_txt_has_every_image_where_its_camera_is_to_a_centimetre(tmp_path: P
     images = done.path / "odm" / "images"
     assert {path.name for path in images.iterdir()} == set(geo)
     for image in truth.images.values():
-        name = image.name.replace("/", "_").replace(" ", "_")
+        name = flat(image.name)
         [found] = enu_of(DULUTH, geo[name][None])
         np.testing.assert_allclose(found, image.projection_center(), atol=0.01)
         assert (images / name).read_bytes() == (
@@ -104,7 +107,7 @@ def test_tracks_lie_where_keypoints_do(tmp_path: Path) -> None:
         for shot, point, x, y in read_opensfm(done.path / "odm" / "opensfm").tracks
     }
     for image in truth.images.values():
-        name = image.name.replace("/", "_").replace(" ", "_")
+        name = flat(image.name)
         for point in image.get_observation_points2D():
             x, y = tracks[name, str(point.point3D_id)]
             pixel = np.array([x * 320 + 160, y * 320 + 120])  # 320 x 240 px
@@ -162,7 +165,7 @@ def test_masks_have_the_names_that_opendronemap_looks_for(tmp_path: Path) -> Non
     cv2.imwrite(str(tmp_path / "run" / "masks" / "left" / "000001.png.png"), mask)
     done = export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat.ODM])
     images = done.path / "odm" / "images"
-    found = cv2.imread(str(images / "left_000001_mask.png"), cv2.IMREAD_UNCHANGED)
+    found = cv2.imread(str(images / "left-000001_mask.png"), cv2.IMREAD_UNCHANGED)
     assert found is not None
     np.testing.assert_array_equal(found, mask)
     assert len(list(images.iterdir())) == 6 + 1
@@ -190,10 +193,11 @@ def test_a_camera_that_opensfm_lacks_is_refused(tmp_path: Path, model: str) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_images_that_opendronemap_cannot_read_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["odm", "bundler", "metashape"])
+def test_images_of_a_kind_that_runs_do_not_have_are_refused(tmp_path: Path, kind: str) -> None:
     make_placed_run(tmp_path / "run", suffix=".webp")
-    with pytest.raises(ConfigError, match="OpenDroneMap reads no .webp"):
-        export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat.ODM])
+    with pytest.raises(ConfigError, match=f"--{kind}: takes JPEG and PNG images, not left/"):
+        export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat(kind)])
 
 
 # -- Bundler ---------------------------------------------------------------------------------------
@@ -223,9 +227,13 @@ def check_bundler(folder: Path, truth: pycolmap.Reconstruction) -> None:
     )
 
 
-@pytest.mark.parametrize("model", ["SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL"])
-def test_bundler_projects_points_onto_their_keypoints(tmp_path: Path, model: str) -> None:
-    truth = make_placed_run(tmp_path / "run", models=(model,))
+@pytest.mark.parametrize(
+    "models", [("SIMPLE_PINHOLE",), ("SIMPLE_RADIAL",), ("RADIAL",), ("RADIAL", "SIMPLE_PINHOLE")]
+)
+def test_bundler_projects_points_onto_their_keypoints(
+    tmp_path: Path, models: tuple[str, ...]
+) -> None:
+    truth = make_placed_run(tmp_path / "run", models=models)
     done = export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat.BUNDLER])
     check_bundler(done.path / "bundler", truth)
 
@@ -279,9 +287,7 @@ def test_metashape_cameras_project_ground_coordinates_onto_their_keypoints(
     distortion = storage.getNode("Distortion_Coefficients").mat()
     unit_m = crs.axis_info[0].unit_conversion_factor
     to_crs = pyproj.Transformer.from_crs("EPSG:4979", crs, always_xy=True)
-    images = {
-        image.name.replace("/", "_").replace(" ", "_"): image for image in truth.images.values()
-    }
+    images = {flat(image.name): image for image in truth.images.values()}
     assert {line.split(",")[0] for line in lines} == set(images)
     for line in lines:
         label, *cells = line.split(",")
@@ -320,17 +326,7 @@ def test_a_camera_without_such_a_calibration_is_refused(tmp_path: Path, model: s
     assert not (tmp_path / "out").exists()
 
 
-# -- names -----------------------------------------------------------------------------------------
-
-
-def test_flat_names_are_unique_whatever_the_case() -> None:
-    names = ["a/b.png", "a_b.png", "A/b.PNG", "c d.png", "c/d.png", "#e.png", "f.png"]
-    flat = flat_names(names)
-    assert set(flat) == set(names)
-    assert len({name.lower() for name in flat.values()}) == len(names)
-    assert not any(set(" #/\\\t") & set(name) for name in flat.values())
-    assert flat["a_b.png"] == "a_b.png" and flat["f.png"] == "f.png"
-    assert flat_names(reversed(names)) == flat
+# -- images ----------------------------------------------------------------------------------------
 
 
 def test_a_missing_image_is_an_error_for_what_hands_images_over(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyproj
 import pytest
 
 from adapters.exports.export import ExportFormat, export
-from engine.errors import ConfigError
+from engine.errors import AdapterUnavailableError, ConfigError
 from engine.types import Float64Array
 from tests.support.globe_readers import (
     KML,
@@ -189,6 +190,42 @@ def test_points_farther_off_than_a_file_can_say_are_left_out_and_counted(
     np.testing.assert_allclose(from_crs(crs, las.xyz), points_of(run)[0][4:], atol=0.002)
     _, places = read_ply(done.path / "points.ply")
     assert np.isfinite(places).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"),
+    [
+        (ExportFormat.LAS, "laspy"),
+        (ExportFormat.LAS, "pyproj"),
+        (ExportFormat.ODM, "pyproj"),
+        (ExportFormat.METASHAPE, "pyproj"),
+    ],
+)
+def test_a_missing_package_is_named_with_how_to_install_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: ExportFormat, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(AdapterUnavailableError, match=f"--{kind} needs the package {package}"):
+        export(run, tmp_path / "out", formats=[kind])
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_laz_without_its_backend_says_so(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(laspy.LazBackend, "detect_available", tuple)
+    with pytest.raises(AdapterUnavailableError, match="--laz needs the package lazrs"):
+        export(run, tmp_path / "out", formats=[ExportFormat.LAZ])
+    assert export(run, tmp_path / "out", formats=[ExportFormat.LAS]).num_images == 6
+
+
+@pytest.mark.parametrize("kind", [ExportFormat.GEOJSON, ExportFormat.KML, ExportFormat.PLY])
+def test_shapes_and_ply_need_no_package_of_surveyors(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: ExportFormat
+) -> None:
+    for package in ("laspy", "lazrs", "pyproj"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert export(run, tmp_path / "out", formats=[kind]).num_images == 6
 
 
 # -- PLY and the origin ----------------------------------------------------------------------------

@@ -7,12 +7,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from adapters.matchers.sift import SiftMatcher
-from adapters.remote.open_remote import open_remote_sift
+from adapters.remote.open_remote import open_remote_mast3r, open_remote_sift
 from adapters.remote.sift import RemoteSift
 from engine.config import load_config
 from engine.geometry import skew
@@ -185,6 +186,62 @@ def test_a_cluster_that_stands_still_is_done_without(cluster: RayCluster) -> Non
         wait_until(lambda: _is_done_there(matcher))
     finally:
         matcher.close()
+
+
+def test_mast3r_matches_to_the_bit_and_tokens_travel_once(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    from adapters.matchers.mast3r.open_matcher import mast3r_opener
+    from tests.support.mast3r_weights import unpacked_mini_checkpoint
+
+    config = load_config(
+        settings=[
+            f"remote.address={cluster.address}",
+            "remote.matchers=2",
+            f"mast3r.checkpoint={unpacked_mini_checkpoint(tmp_path)}",
+            "mast3r.image_edge_px=64",
+            "mast3r.precision=float32",
+            "mast3r.device=cpu",
+            "mast3r.batch_pairs=1",
+            "mast3r.reciprocal_tolerance_px=20",
+            "dense_matching.max_keypoints=64",
+            "dense_matching.max_corners=32",
+        ]
+    )
+    local = mast3r_opener(config.mast3r, dense=config.dense_matching)()
+    matcher, places = open_remote_mast3r(config)
+    try:
+        shown = frames(4)
+        tables = [matcher.describe(one) for one in shown]
+        for one, table in zip(shown, tables, strict=True):
+            assert np.array_equal(table.keypoints_xy, local.describe(one).keypoints_xy)
+            places.add(table)
+        requests = [
+            replace(request, query_rows1=np.arange(40), query_rows2=np.arange(40))
+            for number in range(2, 5)
+            for request in requests_of(tables[:number])
+        ]
+        matcher.match_ahead(FrameId(5), requests[3:])
+        wait_until(lambda: matcher.figures()["pairs_prepared"] == 3)
+        num_matches = 0
+        for wants_points in (False, True):
+            asked = [replace(request, wants_pointmaps=wants_points) for request in requests]
+            for there, here in zip(matcher.match(asked), local.match(asked), strict=True):
+                num_matches += len(here)
+                for name in ("matches_idx", "points1_xy", "points2_xy", "confidence", "depths_m"):
+                    assert np.array_equal(getattr(there, name), getattr(here, name))
+                assert there.focal_px == here.focal_px
+        figures = matcher.figures()
+        similar = places.query(FrameId(1), exclude=(), limit=3)
+    finally:
+        matcher.close()
+    assert num_matches > 10
+    assert figures["matched_there"] == 12
+    assert figures["states_made"] == 4
+    assert 0 < figures["tokens_sent"] <= 4  # type: ignore[operator]  # to the other worker
+    assert figures["tokens_sent_again"] == 0
+    assert all(score > 0 for _, score in similar)
 
 
 def test_without_a_cluster_a_run_begins_here(caplog: pytest.LogCaptureFixture) -> None:

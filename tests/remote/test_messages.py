@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapters.remote.hosted import frame_from_plain, frame_to_plain
+from adapters.remote.frames import frame_from_plain, frame_to_plain
 from adapters.remote.messages import BrokenMessageError, Channel, Message, decode, encode
 from adapters.remote.plain import from_plain, to_plain
 from engine.errors import InferenceError

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from adapters.sources.streams.live_stream import LiveStream
+from adapters.sources.streams.push_listener import EarlyListening
 from engine.config import LiveSourcesConfig, SourcesConfig
 from engine.types import Frame, FrameId, RejectedFrame, SourceNotice, SourceState
 from tests.support.received import Decoded as Item
@@ -25,13 +26,20 @@ QUICK: dict[str, float] = {
 }
 
 
-def open_stream(spec: str, *, live: dict[str, Any] | None = None, **limits: Any) -> LiveStream:
+def open_stream(
+    spec: str,
+    *,
+    live: dict[str, Any] | None = None,
+    early: EarlyListening | None = None,
+    **limits: Any,
+) -> LiveStream:
     ids = itertools.count(1)
     return LiveStream(
         spec,
         sources=SourcesConfig(**limits),
         live_sources=LiveSourcesConfig(**{**QUICK, **(live or {})}),
         next_frame_id=lambda: FrameId(next(ids)),
+        early=early,
     )
 
 

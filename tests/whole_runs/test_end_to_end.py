@@ -526,6 +526,42 @@ def test_two_photos_from_one_place_make_no_map(
     assert written.statuses == ["keyframe"] * 2
 
 
+@pytest.mark.slow
+def test_a_tripod_makes_no_map_out_of_noise(tmp_path: Path, town: SyntheticTown) -> None:
+    out, rng, view = tmp_path / "run", np.random.default_rng(0), town.render(0).pixels
+    noisy = [
+        np.clip(view + rng.normal(0.0, 3.0, view.shape), 0, 255).astype(np.uint8) for _ in range(8)
+    ]
+    result = reconstruct(save_all(tmp_path / "photos", noisy), out)
+    written = assert_nothing_made(result, out)
+    assert written.statuses == ["keyframe"] * 8
+    assert len(written.of_kind("PairVerified")) > 8, "they do match"
+    assert "no two show the same things from clearly different places" in result.stdout
+
+
+@pytest.mark.slow
+def test_copies_of_photos_lie_where_their_originals_do(
+    tmp_path: Path, pictures: Sequence[Uint8Array]
+) -> None:
+    folder, out, num = tmp_path / "photos", tmp_path / "run", 7
+    folder.mkdir()
+    for number, pixels in enumerate(pictures[:num]):
+        bgr = np.ascontiguousarray(pixels[:, :, ::-1])
+        for quality in (95, 70):  # neighbours that differ in their bytes
+            path = folder / f"{number}_{quality}.jpg"
+            assert cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        shutil.copy(folder / f"{number}_95.jpg", folder / f"copy_{number}.jpg")  # far from it
+    written = assert_reconstructed(reconstruct(folder, out), out, num=3 * num)
+    assert written.statuses == ["keyframe"] * (3 * num)
+    model = model_of(out)
+    centers = {image.name: image.projection_center() for image in model.images.values()}
+    originals = np.array([centers[f"{number}_95.jpg"] for number in range(num)])
+    extent = float(np.linalg.norm(np.ptp(originals, axis=0)))
+    for name in ("{}_70.jpg", "copy_{}.jpg"):
+        copies = np.array([centers[name.format(number)] for number in range(num)])
+        assert np.linalg.norm(copies - originals, axis=1).max() < 0.01 * extent
+
+
 def turned(pixels: Uint8Array, *, num: int) -> list[Uint8Array]:
     """What a camera sees of a picture when it only turns."""
     height, width = pixels.shape[:2]

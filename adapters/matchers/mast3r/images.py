@@ -92,20 +92,48 @@ def prepare_image(
     Raises:
         ValueError: ``edge_px`` is less than one token.
     """
+    height, width = pixels.shape[:2]
+    plan = plan_image((width, height), edge_px=edge_px, crop_square=crop_square)
+    scaled = _resized(pixels, width=plan.scaled_size[0], height=plan.scaled_size[1])
+    (left, top), (width, height) = plan.corner, plan.size
+    return NetworkImage(
+        pixels=np.ascontiguousarray(scaled[top : top + height, left : left + width]),
+        mapping=plan.mapping,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImagePlan:
+    """How an image becomes one of the network; sizes are width and height in px."""
+
+    scaled_size: tuple[int, int]
+    corner: tuple[int, int]  # of what is cut out of the scaled image
+    size: tuple[int, int]  # of that
+    mapping: PixelMapping
+
+
+def plan_image(
+    image_size: tuple[int, int], *, edge_px: int, crop_square: bool = False
+) -> ImagePlan:
+    """As `prepare_image` treats an image of that width and height in px.
+
+    Raises:
+        ValueError: ``edge_px`` is less than one token.
+    """
     if edge_px < PATCH_PX:
         raise ValueError(f"edge_px: {edge_px}, expected at least {PATCH_PX}")
-    original_size = np.array([pixels.shape[1], pixels.shape[0]])
+    original_size = np.array(image_size)
     scaled_size = np.array([_scaled_side(int(s), original_size, edge_px) for s in original_size])
     half_size = (scaled_size // 2 * 2) // PATCH_PX * (PATCH_PX // 2)
     if crop_square and scaled_size[0] == scaled_size[1]:
         half_size[1] = max(PATCH_PX // 2, 3 * half_size[0] // 4)
-    left, top = scaled_size // 2 - half_size
-    width, height = 2 * half_size
-    scaled = _resized(pixels, width=int(scaled_size[0]), height=int(scaled_size[1]))
+    corner = scaled_size // 2 - half_size
     scale_xy = original_size / scaled_size
-    return NetworkImage(
-        pixels=np.ascontiguousarray(scaled[top : top + height, left : left + width]),
-        mapping=PixelMapping(scale_xy=scale_xy, offset_xy=np.array([left, top]) * scale_xy),
+    return ImagePlan(
+        scaled_size=(int(scaled_size[0]), int(scaled_size[1])),
+        corner=(int(corner[0]), int(corner[1])),
+        size=(int(2 * half_size[0]), int(2 * half_size[1])),
+        mapping=PixelMapping(scale_xy=scale_xy, offset_xy=corner * scale_xy),
     )
 
 

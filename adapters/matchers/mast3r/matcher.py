@@ -20,7 +20,13 @@ from torch import Tensor
 from adapters.images.dense_keypoints import dense_features
 from adapters.matchers.mast3r.architecture import Grid
 from adapters.matchers.mast3r.heads import ViewOutput
-from adapters.matchers.mast3r.images import PATCH_PX, NetworkImage, normalise, prepare_image
+from adapters.matchers.mast3r.images import (
+    PATCH_PX,
+    NetworkImage,
+    normalise,
+    plan_image,
+    prepare_image,
+)
 from adapters.matchers.mast3r.pair_matches import (
     DecodedPairs,
     ImageFrame,
@@ -31,7 +37,7 @@ from adapters.matchers.mast3r.pair_matches import (
 from adapters.matchers.mast3r.token_store import TokenStore
 from engine.dense_types import SeenDepth
 from engine.errors import InferenceError
-from engine.types import Features, Frame, FrameId, MatchRequest, PairMatches
+from engine.types import Features, Frame, FrameId, ImagePair, MatchRequest, PairMatches
 
 if TYPE_CHECKING:
     from engine.config import DenseMatchingConfig, Mast3rConfig
@@ -190,6 +196,34 @@ class Mast3rMatcher:
             original_size=original_size,
         )
 
+    def tokens(self, frame_id: FrameId) -> tuple[Tensor, tuple[int, int]]:
+        """The tokens (N, E) of an encoded keyframe, and width and height of its original in px.
+
+        Raises:
+            InferenceError: they cannot be read back.
+            KeyError: it is not encoded.
+        """
+        (tokens,) = self._tokens.get([frame_id])
+        return tokens, self._images[frame_id].original_size
+
+    def take_tokens(
+        self, frame_id: FrameId, tokens: Tensor, *, original_size: tuple[int, int]
+    ) -> None:
+        """Takes the tokens (N, E) of a keyframe that was encoded elsewhere.
+
+        Raises:
+            InferenceError: they cannot be kept.
+            ValueError: they are not of an image of that size.
+        """
+        plan = plan_image(original_size, edge_px=self._config.image_edge_px)
+        grid = (plan.size[1] // PATCH_PX, plan.size[0] // PATCH_PX)
+        if len(tokens) != grid[0] * grid[1]:
+            raise ValueError(f"{len(tokens)} tokens for a grid of {grid}")
+        self._tokens.put(frame_id, tokens)
+        self._images[frame_id] = ImageFrame(
+            mapping=plan.mapping, grid=grid, original_size=original_size
+        )
+
     def is_encoded(self, frame_id: FrameId) -> bool:
         """Whether a keyframe can be matched."""
         return frame_id in self._images
@@ -275,10 +309,25 @@ class Mast3rMatcher:
 
     def _match_batch(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
         """Decodes and matches pairs whose images have the same two sizes."""
-        grid1, grid2 = self._grids(requests[0])
-        tokens1 = torch.stack(self._tokens.get([request.pair.first for request in requests]))
-        tokens2 = torch.stack(self._tokens.get([request.pair.second for request in requests]))
-        wants_points = requests[0].wants_pointmaps
+        pairs = [request.pair for request in requests]
+        decoded = self._decode(pairs, wants_points=requests[0].wants_pointmaps)
+        return match_pairs(requests, decoded, config=self._config)
+
+    def decode(self, pair: ImagePair, *, wants_points: bool) -> DecodedPairs:
+        """What the network says of a pair of encoded keyframes, which `match_decoded` takes."""
+        with self._one_at_a_time():
+            return self._decode([pair], wants_points=wants_points)
+
+    def match_decoded(self, request: MatchRequest, decoded: DecodedPairs) -> PairMatches:
+        """Matches a pair that was decoded before."""
+        with self._one_at_a_time():
+            (matched,) = match_pairs([request], decoded, config=self._config)
+        return matched
+
+    def _decode(self, pairs: Sequence[ImagePair], *, wants_points: bool) -> DecodedPairs:
+        grid1, grid2 = self._images[pairs[0].first].grid, self._images[pairs[0].second].grid
+        tokens1 = torch.stack(self._tokens.get([pair.first for pair in pairs]))
+        tokens2 = torch.stack(self._tokens.get([pair.second for pair in pairs]))
         first_leads = self._network.decode(
             tokens1, tokens2, grid1=grid1, grid2=grid2, with_points=wants_points
         )
@@ -288,14 +337,13 @@ class Mast3rMatcher:
                 tokens2, tokens1, grid1=grid2, grid2=grid1, with_points=wants_points
             )
             second_leads = first, second
-        decoded = DecodedPairs(
-            images1=[self._images[request.pair.first] for request in requests],
-            images2=[self._images[request.pair.second] for request in requests],
+        return DecodedPairs(
+            images1=[self._images[pair.first] for pair in pairs],
+            images2=[self._images[pair.second] for pair in pairs],
             first_leads=first_leads,
             second_leads=second_leads,
             is_metric=self._is_metric,
         )
-        return match_pairs(requests, decoded, config=self._config)
 
     def _grids(self, request: MatchRequest) -> tuple[Grid, Grid]:
         return self._images[request.pair.first].grid, self._images[request.pair.second].grid

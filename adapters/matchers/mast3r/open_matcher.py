@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +51,22 @@ def open_mast3r(
         config, dense=dense, network=network, device=device, places=places, is_metric=is_metric
     )
     return matcher, places
+
+
+def mast3r_opener(
+    config: Mast3rConfig, *, dense: DenseMatchingConfig
+) -> Callable[[], Mast3rMatcher]:
+    """Loads the weights once for several matchers, which recognize no places.
+
+    Raises:
+        ConfigError: as `open_mast3r`.
+    """
+    device = choose_device(config)
+    network, is_metric = _network_on(device, config)
+    device = replace(device, dtype=network.dtype)
+    return lambda: Mast3rMatcher(
+        config, dense=dense, network=network, device=device, places=None, is_metric=is_metric
+    )
 
 
 def open_mast3r_second(

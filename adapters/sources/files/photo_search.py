@@ -139,7 +139,7 @@ def _walked(
     reason: str = "",
     seen: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[tuple[PurePosixPath, str]]:
-    """Files below a folder, each with why it is left out; "": it is not, as far as folders tell.
+    """Files below a folder, each with why it is left out; "": it is not, as far as folders say.
 
     Hidden folders are not entered, nor are those that a link leads back to.
     """
@@ -176,7 +176,7 @@ def _reason_of_folder(root: Path, folder: PurePosixPath, *, beside: Collection[s
 
 
 def reason_by_name(name: str, *, unreadable: Mapping[str, str] | None = None) -> str:
-    """Why a file of this name is no photo that is read; "": it is one, as far as its name tells.
+    """Why a file of this name is no photo that is read; "": it is one, as far as its name says.
 
     Args:
         name: of the file.

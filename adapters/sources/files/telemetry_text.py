@@ -318,7 +318,7 @@ def _ordered(
 def _decided(
     places: Sequence[_Place], *, order: TelemetryOrder, near_deg: tuple[float, float] | None
 ) -> tuple[bool, str]:
-    """Whether the latitude comes first, and why; "": nothing tells."""
+    """Whether the latitude comes first, and why; "": nothing says."""
     if order != "auto":
         return order == "latitude_first", f"{order.replace('_', ' ')}, as configured"
     num_first = sum(abs(place.longitude_deg) > 90.0 for place in places)  # that must be longitudes

@@ -12,7 +12,7 @@ from adapters.live.deadline import GiveUpDeadline
 from adapters.live.listening import cannot_listen, reachable_host, refuse_taken_datagrams
 from adapters.sources.files.video_frames import quarter_turns, upright_rgb
 from adapters.sources.streams.frame_intake import UndecodedFrame, frame_name, rejected_frame
-from adapters.sources.streams.push_listener import PushListener
+from adapters.sources.streams.push_listener import EarlyListening, PushListener
 from adapters.sources.streams.srt_program import choose_srt
 from adapters.sources.streams.stream_address import (
     StreamAddress,
@@ -57,6 +57,7 @@ class LiveStream:
         sources: SourcesConfig,
         live_sources: LiveSourcesConfig,
         next_frame_id: FrameIds,
+        early: EarlyListening | None = None,
     ) -> None:
         """Reads the address; nothing is connected before frames are asked for.
 
@@ -68,13 +69,14 @@ class LiveStream:
             sources: limits on what is taken.
             live_sources: time-outs, and how to try again.
             next_frame_id: gives out frame ids; called on the thread that decodes.
+            early: what listens already; the source takes what is its own.
 
         Raises:
             SourceError: the address is none, nothing can listen there, or FFmpeg lacks what it
                 needs.
         """
         address = parse_stream_address(spec, config=live_sources)
-        self._listener = _listening(address, live_sources)
+        self._listener = _listening(address, live_sources, early={} if early is None else early)
         if self._listener is not None:  # a run that never begins must not keep the port
             self._forget = weakref.finalize(self, self._listener.close)
         self._address = choose_srt(address) if address.way is Way.SRT else address
@@ -199,7 +201,9 @@ class LiveStream:
         )
 
 
-def _listening(address: StreamAddress, config: LiveSourcesConfig) -> PushListener | None:
+def _listening(
+    address: StreamAddress, config: LiveSourcesConfig, *, early: EarlyListening
+) -> PushListener | None:
     """Listens where others are to push by RTMP; makes sure that FFmpeg can listen elsewhere.
 
     Raises:
@@ -209,7 +213,7 @@ def _listening(address: StreamAddress, config: LiveSourcesConfig) -> PushListene
         return None
     if address.way is Way.RTMP_PUSH:
         try:
-            return PushListener.at(address, config=config)
+            return PushListener.at(address, config=config, early=early)
         except (OSError, UnicodeError) as error:
             raise cannot_listen(address.label, error) from error
     if not is_multicast(address.host):

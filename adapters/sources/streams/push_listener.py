@@ -12,12 +12,14 @@ import select
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from adapters.live.crowding import oldest_of_most_crowded
 from adapters.live.quiet_log import QuietLog
+from adapters.sources.streams.stream_address import place_of_push
 
 if TYPE_CHECKING:
     from adapters.sources.streams.stream_address import StreamAddress
@@ -50,24 +52,51 @@ class Publisher:
         return len(self.received) >= _HANDSHAKE_BYTES
 
 
+EarlyListening = dict[tuple[str, int], socket.socket]  # by host and port, until they are used
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens and does not block.
+
+    Raises:
+        OSError: the address cannot be used.
+    """
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    listening.setblocking(False)
+    return listening
+
+
+@contextmanager
+def listening_early(specs: Sequence[str]) -> Iterator[EarlyListening]:
+    """Listens where sources wait for a push, before anything else of a run is set up.
+
+    What has not been used is closed in the end. What cannot be used is reported when its source is
+    opened.
+    """
+    early: EarlyListening = {}
+    try:
+        for place in filter(None, map(place_of_push, specs)):
+            with suppress(OSError, UnicodeError):
+                early[place] = listen(*place)
+        yield early
+    finally:
+        for listening in early.values():
+            listening.close()
+
+
 class PushListener:
     """The address that others push to. Its methods belong to one thread."""
 
-    def __init__(self, host: str, port: int, *, label: str, patience_s: float) -> None:
-        """Begins to listen.
+    def __init__(self, listening: socket.socket, *, label: str, patience_s: float) -> None:
+        """Takes a socket that listens, and closes it in the end.
 
         Args:
-            host: one of this computer's addresses.
-            port: of it.
+            listening: as ``listen`` makes it.
             label: of the source, for the log.
             patience_s: how long a connection may take to begin RTMP's handshake.
-
-        Raises:
-            OSError: the address cannot be used.
         """
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        self._listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-        self._listening.setblocking(False)
+        self._listening = listening
         self._label = label
         self._patience_s = patience_s
         self._log = QuietLog(logger)
@@ -75,15 +104,17 @@ class PushListener:
         self._served_at_s: dict[str, float] = {}  # by address
 
     @classmethod
-    def at(cls, address: StreamAddress, *, config: LiveSourcesConfig) -> PushListener:
-        """Listens at the address of a stream that is pushed.
+    def at(
+        cls, address: StreamAddress, *, config: LiveSourcesConfig, early: EarlyListening
+    ) -> PushListener:
+        """Listens at the address of a stream that is pushed, perhaps since before.
 
         Raises:
             OSError: it cannot be used.
         """
-        return cls(
-            address.host, address.port, label=address.label, patience_s=config.read_timeout_s
-        )
+        place = address.host, address.port
+        listening = early.pop(place, None) or listen(*place)
+        return cls(listening, label=address.label, patience_s=config.read_timeout_s)
 
     def wait(self, timeout_s: float, *, stop: threading.Event) -> Publisher | None:
         """The next that may push: of several, from the address that was served longest ago.

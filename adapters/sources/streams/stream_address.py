@@ -35,8 +35,9 @@ class Way(StrEnum):
     """How a stream is come by."""
 
     FFMPEG = "ffmpeg"  # which opens the address itself
-    HTTP = "http"  # asked for here; what it is, the answer tells
+    HTTP = "http"  # asked for here; the answer says what it is
     RTMP_PUSH = "rtmp_push"  # others push it to us
+    UDP = "udp"  # datagrams that others send to us
     SRT = "srt"  # by a program, where FFmpeg as it is here does not know it
 
 
@@ -71,6 +72,22 @@ class StreamAddress:
     def listening_at(self, netloc: str) -> StreamAddress:
         """The same with another host and port to listen at."""
         return replace(self, url=urlsplit(self.url)._replace(netloc=netloc).geturl())
+
+
+def place_of_push(spec: str) -> tuple[str, int] | None:
+    """Host and port at which a source waits for a push by RTMP; None where it is no such source."""
+    try:
+        parts = urlsplit(spec)
+        if parts.scheme == "rtmp" and parts.hostname and _is_push(parts):
+            return parts.hostname, parts.port or _PORTS["rtmp"]
+    except ValueError:  # it is no address, which is reported when it is opened
+        pass
+    return None
+
+
+def _is_push(parts: SplitResult) -> bool:
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    return dict(query).get("listen", "0") not in {"", "0"}
 
 
 def parse_stream_address(spec: str, *, config: LiveSourcesConfig) -> StreamAddress:
@@ -156,7 +173,7 @@ def _label(parts: SplitResult) -> str:
 
 def _rtmp(parts: SplitResult, *, label: str, config: LiveSourcesConfig) -> StreamAddress:
     query = parse_qsl(parts.query, keep_blank_values=True)
-    is_listening = dict(query).get("listen", "0") not in {"", "0"}
+    is_listening = _is_push(parts)
     is_secure = parts.scheme == "rtmps"
     options = {**SHORT_LOOK, **_secured(parts.scheme, config)}
     if not is_listening:
@@ -204,7 +221,7 @@ def _transport_stream(
         url=parts.geturl(),
         format="mpegts",
         options=options,
-        way=Way.SRT if parts.scheme == "srt" else Way.FFMPEG,
+        way=Way(parts.scheme),
         is_listening=is_listening,
         max_wait_s=math.ceil(config.open_timeout_s) if is_listening else 0.0,
     )

@@ -12,7 +12,7 @@ import pycolmap
 import pytest
 
 from engine.config import Config, GeoreferenceConfig, RuntimeConfig
-from engine.events import Georeferenced, Warned
+from engine.events import Event, Georeferenced, Warned
 from engine.geo.georeference import median_fix, positions_in_enu, swapped
 from engine.geometry import camera_center
 from engine.mapping.positions.georeferencing import Georeferencing, Placement
@@ -140,6 +140,19 @@ def test_the_placement_is_reported_when_it_is_first_known_or_final(placed: Place
     lengths_m = [math.hypot(*offset) for offset in offsets_m.values()]
     assert lengths_m == pytest.approx(list(residuals_m.values()), abs=2e-3)
     assert not placed.emitted(Warned)
+
+
+@pytest.mark.slow
+def test_positions_that_cannot_be_used_are_named_beside_those_that_place_the_map(
+    loop: SyntheticWorld,
+) -> None:
+    run = PlacedRun(loop, as_received=lambda i, fix: None if i in (3, 7) else fix)
+    assert run.placement is not None
+    (warning,) = run.emitted(Warned)
+    names = ", ".join(loop.keyframe(FrameId(i)).name for i in (3, 7))
+    assert warning.message == (
+        f"2 keyframes have no GPS position that can be used, it is bad: {names}"
+    )
 
 
 @pytest.mark.slow
@@ -306,7 +319,7 @@ def test_a_placement_that_moves_the_map_is_emitted_again(loop: SyntheticWorld) -
     sparse_map = map_of_keyframes(loop)
     grow(sparse_map, loop, loop.frame_ids[:12])
     by_time = {loop.keyframe(i).captured_at_s: true_fix(loop, i) for i in loop.frame_ids}
-    emitted: list[Any] = []
+    emitted: list[Georeferenced] = []
     receiver = {"north_m": 0.0}
 
     def fix_at(camera_key: str, captured_at_s: float) -> GpsFix:
@@ -315,12 +328,16 @@ def test_a_placement_that_moves_the_map_is_emitted_again(loop: SyntheticWorld) -
             fix, latitude_deg=fix.latitude_deg + receiver["north_m"] / 110_574.0
         )
 
+    def emit(event: Event) -> None:
+        assert isinstance(event, Georeferenced)
+        emitted.append(event)
+
     georeferencing = Georeferencing(
         GeoreferenceConfig(),
         final_iterations=1,
         runtime=RuntimeConfig(),
         fix_at=fix_at,
-        emit=emitted.append,
+        emit=emit,
     )
     for north_m in (0.0, 0.5, 0.9, 1.8, 2.4, 2.4):
         receiver["north_m"] = north_m

@@ -39,7 +39,7 @@ from engine.types import (
 )
 from tests.support.paths import REAL_SETS
 from tests.support.received import Decoded, items_of
-from tests.support.small_videos import picture, write_video
+from tests.support.small_videos import picture, write_odd_video, write_video
 from tests.support.spheres import sphere
 from tests.support.waiting import HANG_S
 
@@ -119,6 +119,34 @@ def test_other_containers_give_the_same_frames(tmp_path: Path, suffix: str) -> N
     assert len(items) == 30
     assert video.info.num_frames in {None, 30}
     assert_strictly_increasing(times_of(items))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.h264", "raw"),
+        ("a.mov", "hdr"),
+        ("a.webm", "alpha"),
+        ("a.gif", "gif"),
+        ("a.mp4", "interlaced"),
+        ("a.MOV", "sound first"),
+        ("a.mp4", "cover first"),
+    ],
+)
+def test_videos_as_other_programs_make_them_give_their_frames(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    items = read(open_video(write_odd_video(tmp_path / name, 20, kind=kind)))
+    frames = frames_of(items)
+    assert len(frames) == len(items) == 20
+    assert {(frame.width, frame.height) for frame in frames} == {(160, 120)}
+    assert_strictly_increasing(times_of(items))
+    for frame in frames:
+        tolerance = 40.0 if kind == "gif" else 4.0  # of its palette of four blues
+        assert number_in(frame) == pytest.approx(frame.index, abs=tolerance)
+        shown = frame.pixels[:, 40:].mean(axis=2)  # colours are stored by halves
+        drawn = picture(frame.index)[:, 40:].mean(axis=2)
+        assert np.corrcoef(shown.ravel(), drawn.ravel())[0, 1] > 0.92
 
 
 def test_frames_left_out_still_count_for_index_and_time(tmp_path: Path) -> None:

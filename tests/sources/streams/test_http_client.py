@@ -56,12 +56,14 @@ def chunked(data: bytes) -> Answer:
 
 @pytest.mark.parametrize("answer", [body(DATA), body(DATA, with_length=False), chunked(DATA)])
 def test_a_body_is_whole_and_its_first_bytes_are_read_twice(answer: Answer) -> None:
-    with HttpServer({"/x": answer}) as server:
-        with closing(client_of(server.url("/x")).open()) as opened:
-            begin = opened.begin()
-            assert DATA.startswith(begin)
-            assert len(begin) >= 16
-            assert b"".join(iter(opened.read, b"")) == DATA
+    with (
+        HttpServer({"/x": answer}) as server,
+        closing(client_of(server.url("/x")).open()) as opened,
+    ):
+        begin = opened.begin()
+        assert DATA.startswith(begin)
+        assert len(begin) >= 16
+        assert b"".join(iter(opened.read, b"")) == DATA
 
 
 def test_a_body_that_breaks_off_is_no_end() -> None:
@@ -69,9 +71,11 @@ def test_a_body_that_breaks_off_is_no_end() -> None:
         head(request, Content_Length=len(DATA))
         request.wfile.write(DATA[:500])
 
-    with HttpServer({"/x": answer}) as server:
-        with pytest.raises(StreamError, match="the other side ended it"):
-            all_of(client_of(server.url("/x")).open())
+    with (
+        HttpServer({"/x": answer}) as server,
+        pytest.raises(StreamError, match="the other side ended it"),
+    ):
+        all_of(client_of(server.url("/x")).open())
 
 
 def test_a_part_of_a_file_is_asked_for() -> None:
@@ -110,9 +114,11 @@ def test_a_password_goes_to_the_server_of_its_address_alone() -> None:
 
 
 def test_a_password_that_is_wanted_in_an_unknown_way_is_refused() -> None:
-    with HttpServer({"/x": status(401, WWW_Authenticate="Bearer realm=x")}) as server:
-        with pytest.raises(StreamError, match="'Bearer'") as caught:
-            client_of(server.url("/x", user="me:secret")).open()
+    with (
+        HttpServer({"/x": status(401, WWW_Authenticate="Bearer realm=x")}) as server,
+        pytest.raises(StreamError, match="'Bearer'") as caught,
+    ):
+        client_of(server.url("/x", user="me:secret")).open()
     assert caught.value.loss.is_refused
 
 
@@ -192,13 +198,14 @@ def test_no_connection_is_told_from_an_answer(url: str, words: str) -> None:
 
 
 def test_tls_with_a_server_that_has_none_is_named() -> None:
-    with raw_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
-        with pytest.raises(StreamError, match="speaks no TLS"):
-            client_of(f"https://127.0.0.1:{port}/").open()
+    with (
+        raw_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port,
+        pytest.raises(StreamError, match="speaks no TLS"),
+    ):
+        client_of(f"https://127.0.0.1:{port}/").open()
 
 
 def test_what_is_no_longer_wanted_ends_a_request_that_hangs() -> None:
     stop = threading.Event()
-    with raw_server(on_connection=stop.set) as port:
-        with pytest.raises(StreamError, match="stopped"):
-            client_of(f"http://127.0.0.1:{port}/", stop=stop).open()
+    with raw_server(on_connection=stop.set) as port, pytest.raises(StreamError, match="stopped"):
+        client_of(f"http://127.0.0.1:{port}/", stop=stop).open()

@@ -1,0 +1,104 @@
+"""Batches: a run for each dataset, nothing done twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from adapters import batch
+from adapters.batch import BatchRun, plan_batch, run_batch
+from engine.errors import ConfigError
+
+SUMMARY = {
+    "stopped_by": "end_of_sources",
+    "keyframes": 8,
+    "registered_keyframes": 7,
+    "mean_reprojection_error_px": 0.512,
+    "wall_s": 12.3,
+    "verdict": {"level": "good", "reasons": []},
+}
+
+
+class Runs:
+    """Stands for the command line: writes summaries, and knows what was asked for."""
+
+    def __init__(self, *, fails: str = "") -> None:
+        self.commands: list[list[str]] = []
+        self._fails = fails
+
+    def __call__(self, command: Sequence[str]) -> tuple[int, str]:
+        self.commands.append(list(command))
+        if self._fails and any(self._fails in part for part in command):
+            return 1, "livesfm: no images"
+        folder = Path(command[1] if command[0] == "resume" else command[command.index("--out") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps(SUMMARY))
+        return 0, "verdict: good"
+
+
+def folders(tmp_path: Path, *names: str) -> list[str]:
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+    return [str(tmp_path / name) for name in names]
+
+
+def test_each_dataset_gets_a_run_of_its_name_and_two_of_one_name_get_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs()
+    monkeypatch.setattr(batch, "run_process", runs)
+    sources = folders(tmp_path, "a/site", "b/site", "field")
+    planned = plan_batch(sources, out=tmp_path / "runs", arguments=["--set=sift.max_features=9"])
+    assert [run.name for run in planned] == ["site", "site_2", "field"]
+    results = list(run_batch(planned))
+    assert [result.row for result in results] == [
+        (name, "8", "7", "0.51", "12", "good") for name in ("site", "site_2", "field")
+    ]
+    assert all(command[0] == "run" for command in runs.commands)
+    assert all("--set=sift.max_features=9" in command for command in runs.commands)
+
+
+def test_what_is_done_is_left_and_what_was_cut_off_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan_batch(folders(tmp_path, "a", "b", "c"), out=tmp_path / "runs")
+    done, cut_off, new = planned
+    for run, stopped_by in ((done, "end_of_sources"), (cut_off, "signal")):
+        run.folder.mkdir(parents=True)
+        (run.folder / "database.db").touch()
+        (run.folder / "summary.json").write_text(json.dumps(SUMMARY | {"stopped_by": stopped_by}))
+    runs = Runs()
+    monkeypatch.setattr(batch, "run_process", runs)
+    results = list(run_batch(planned))
+    assert [result.exit_code for result in results] == [None, 0, 0]
+    assert [command[:2] for command in runs.commands] == [
+        ["resume", str(cut_off.folder)],
+        ["run", new.source],
+    ]
+
+
+def test_a_dataset_that_cannot_be_reconstructed_costs_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "run_process", Runs(fails="/bad"))
+    planned = plan_batch(folders(tmp_path, "bad", "good"), out=tmp_path / "runs")
+    bad, good = run_batch(planned)
+    assert bad.row == ("bad", "-", "-", "-", "-", "livesfm: no images")
+    assert good.row[-1] == "good"
+
+
+def test_a_dataset_that_does_not_exist_is_refused_before_any_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere: does not exist"):
+        plan_batch([str(tmp_path / "nowhere")], out=tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "null"])
+def test_a_summary_that_is_none_is_no_reason_to_leave_a_run_out(
+    tmp_path: Path, content: str
+) -> None:
+    run = BatchRun(name="a", source="a", folder=tmp_path, arguments=())
+    (tmp_path / "summary.json").write_text(content)
+    assert not run.is_done
