@@ -126,7 +126,7 @@ ScaleBarOption = Annotated[
     typer.Option(
         "--scale-bar",
         metavar="A B METRES",
-        help="Distance of two points of --gcp, or of marks: IMAGE:X,Y joined by +.",
+        help="Distance of two points of --gcp, or of their marks in two or more images.",
     ),
 ]
 OutOption = Annotated[

@@ -15,7 +15,6 @@ from adapters.exports.images import IMAGES, copy_image, flat_names
 from adapters.exports.job import ExportJob
 from engine.errors import ConfigError
 from engine.geometry import grid_over_image
-from engine.output.undistortion import pinhole_of
 from engine.types import Float64Array
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ def check_bundler(job: ExportJob, *, is_undistorted: bool) -> None:
     Raises:
         ConfigError: it has not.
     """
+    from engine.output.undistortion import pinhole_of
+
     flat_names(job, option="--bundler")
     for camera in job.reconstruction.cameras.values():
         if is_undistorted and camera.is_spherical():

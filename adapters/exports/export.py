@@ -50,7 +50,6 @@ from adapters.exports.undistorted import write_undistorted
 from adapters.exports.upright import Upright, upright_of
 from adapters.run_files import read_model
 from engine.errors import ConfigError, SnapshotError
-from engine.output.sparse_ply import write_sparse_ply
 
 
 class ExportFormat(StrEnum):
@@ -296,6 +295,8 @@ class _Plan:
         if ExportFormat.UNDISTORT in formats:
             job = replace(job, reconstruction=write_undistorted(job))
             if self.dense is None:
+                from engine.output.sparse_ply import write_sparse_ply
+
                 write_sparse_ply(job.reconstruction, job.to / _INITIAL_POINTS)
             else:
                 write_dense(job, self.dense, job.to / _INITIAL_POINTS)

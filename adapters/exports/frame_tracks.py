@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.estimators.absolute_pose import reprojection_errors_px
 from engine.geometry import image_scale, spread_over_image, transform_points
 from engine.types import BoolArray, Float32Array, Float64Array, Int64Array, Uint8Array
 
@@ -190,6 +189,8 @@ def fit_of(
     tracks: FrameTracks, cam_from_world: Float64Array, *, camera: pycolmap.Camera
 ) -> FrameFit:
     """How well a pose (3, 4) fits."""
+    from engine.estimators.absolute_pose import reprojection_errors_px
+
     errors_px = reprojection_errors_px(
         cam_from_world, tracks.points3D_in_world, points_xy=tracks.points_xy, camera=camera
     )

@@ -43,11 +43,8 @@ from adapters.exports.source_frames import (
 from engine.config import Config
 from engine.errors import ConfigError, JournalError, SnapshotError
 from engine.geometry import transform_points
-from engine.mapping.frame_posing import estimate_frame_pose
 from engine.output.files import write_atomically
-from engine.output.flat_names import FlatNames
-from engine.output.journal import encode_keyframe_image, encode_mask
-from engine.output.training_folder import IMAGE_NAMES, table_of
+from engine.output.flat_names import IMAGE_NAMES, FlatNames, table_of
 from engine.types import Frame, PoseKind, Uint8Array
 
 if TYPE_CHECKING:
@@ -275,6 +272,8 @@ class _Reading:
         self, tracks: FrameTracks, before: FrameFit, *, camera: pycolmap.Camera
     ) -> FrameFit:
         """The pose that fits the points best, near that of the trajectory."""
+        from engine.mapping.frame_posing import estimate_frame_pose
+
         pose = estimate_frame_pose(
             tracks.points_xy,
             tracks.points3D_in_world,
@@ -309,6 +308,8 @@ class _Reading:
 
     def _refuse_another(self, read: SourceFrame) -> None:
         """Raises ConfigError unless a frame is the picture that the run has as its keyframe."""
+        from engine.output.journal import encode_keyframe_image
+
         path = self._job.run / IMAGES / read.name
         quality = self.config.runtime.keyframe_jpeg_quality
         try:
@@ -345,6 +346,8 @@ class _Staging:
 
     def add(self, measured: _Measured, frame: Frame, *, config: Config) -> None:
         """Writes the image of a frame between keyframes, and its mask."""
+        from engine.output.journal import encode_keyframe_image, encode_mask
+
         name = self._names.of(measured.posed.name)
         image = replace(frame, name=name)
         if name.endswith(".png"):  # what is to be without loss was not received as JPEG

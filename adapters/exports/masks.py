@@ -9,7 +9,6 @@ import numpy as np
 
 from adapters.exports.job import ExportJob
 from engine.errors import JournalError, SnapshotError
-from engine.output.journal import encode_mask
 from engine.types import BoolArray, Uint8Array
 
 if TYPE_CHECKING:
@@ -62,6 +61,8 @@ def write_mask(mask: BoolArray, path: Path) -> None:
         SnapshotError: it cannot be encoded.
         OSError: it cannot be written.
     """
+    from engine.output.journal import encode_mask
+
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.write_bytes(encode_mask(mask))

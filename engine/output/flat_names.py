@@ -7,10 +7,14 @@ spaces, has one dot, and its stem is unique whatever the case of letters.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
+
+IMAGE_NAMES = "image_names.csv"  # which frame each image of a training set is
 
 _OTHER = re.compile(r"[^A-Za-z0-9_-]+")
 _MAX_STEM_CHARS = 100  # file systems have 255 for all of a name
@@ -58,3 +62,12 @@ class FlatNames:
             unique = f"{stem}-{number}"
         self._taken.add(unique.casefold())
         return unique
+
+
+def table_of(header: Iterable[str], rows: Iterable[Iterable[object]]) -> bytes:
+    """A CSV table as a file has it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode(errors="backslashreplace")

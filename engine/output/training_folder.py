@@ -19,9 +19,7 @@ images are written anew, under new names, before a version names them.
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import json
 import os
 import shutil
@@ -43,7 +41,7 @@ from engine.output.files import (
     temporary_sibling,
     write_atomically,
 )
-from engine.output.flat_names import FlatNames
+from engine.output.flat_names import IMAGE_NAMES, FlatNames, table_of
 from engine.output.journal import encode_mask, mask_name
 from engine.output.model_writing import write_model
 from engine.output.nerfstudio import TRANSFORMS_NAME, transforms_record
@@ -62,8 +60,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pycolmap
-
-IMAGE_NAMES = "image_names.csv"
 
 _STATE = "state.json"
 _IMAGES = "images"
@@ -355,15 +351,6 @@ def write_trainer_model(
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / TRANSFORMS_NAME, text.encode())
     flush_to_disk(sparse)
-
-
-def table_of(header: Iterable[str], rows: Iterable[Iterable[object]]) -> bytes:
-    """A CSV table as a file has it."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode(errors="backslashreplace")
 
 
 def _read_model(snapshot: Path) -> pycolmap.Reconstruction:

@@ -89,7 +89,8 @@ def test_all_frames_of_a_town_lie_on_the_true_path_as_well_as_its_keyframes(
     town: Path, tmp_path: Path
 ) -> None:
     livesfm(
-        "export", town, "--to", tmp_path / "out", "--undistort", "--nerfstudio", "--frames", "all"
+        *("export", town, "--to", tmp_path / "out"),
+        *("--undistort", "--nerfstudio", "--frames", "all"),
     )
     assert_whole(tmp_path / "out")
     model = pycolmap.Reconstruction(tmp_path / "out" / "sparse" / "0")
@@ -119,19 +120,13 @@ def _center(model: pycolmap.Reconstruction, name: str) -> Float64Array:
 def test_frames_of_a_live_run_come_from_its_recording(tmp_path: Path, town: Path) -> None:
     recorded = tmp_path / "recorded"
     livesfm("run", TOWN, "--out", tmp_path / "run", "--record-input", recorded, *LEAN)
-    for to, more in (("again", []), ("recorded-frames", ["--source", recorded])):
-        arguments: list[str | Path] = [
-            "--to",
-            tmp_path / to,
-            "--undistort",
-            "--frames",
-            "sharpest:12",
-            *more,
-        ]
-        livesfm("export", tmp_path / "run", *arguments)
-    first, second = (
-        read_as_gaussian_splatting(tmp_path / to) for to in ("again", "recorded-frames")
-    )
+    sources: dict[str, list[str | Path]] = {"again": [], "recorded": ["--source", recorded]}
+    for to, more in sources.items():
+        livesfm(
+            *("export", tmp_path / "run", "--to", tmp_path / f"{to}-out"),
+            *("--undistort", "--frames", "sharpest:12", *more),
+        )
+    first, second = (read_as_gaussian_splatting(tmp_path / f"{to}-out") for to in sources)
     assert len(first.cameras) == 12 and first.cameras.keys() == second.cameras.keys()
     for name, camera in first.cameras.items():
         other = second.cameras[name]
@@ -149,15 +144,10 @@ def test_the_sharpest_of_real_photos_are_no_worse_than_all(
     for photo in photos:
         (folder / photo.name).symlink_to(photo)
     livesfm("run", folder, "--out", tmp_path / "run", *LEAN)
-    arguments: list[str | Path] = [
-        "--to",
-        tmp_path / "out",
-        "--undistort",
-        "--nerfstudio",
-        "--frames",
-        "sharpest:7",
-    ]
-    livesfm("export", tmp_path / "run", *arguments)
+    livesfm(
+        *("export", tmp_path / "run", "--to", tmp_path / "out"),
+        *("--undistort", "--nerfstudio", "--frames", "sharpest:7"),
+    )
     assert len(assert_whole(tmp_path / "out").cameras) == 7
     with (tmp_path / "out" / "image_names.csv").open() as file:
         rows = list(csv.DictReader(file))
