@@ -1,4 +1,4 @@
-"""Waits for datagrams, and looks whether they hold MPEG-TS, before FFmpeg receives them.
+"""Waits for datagrams that hold MPEG-TS, before FFmpeg receives them.
 
 FFmpeg does not say whether nobody sends, or whether it finds nothing in what is sent.
 """

@@ -40,14 +40,13 @@ class HttpFiles:
         """
         self.client = client
         self.piece_s = 0.0  # how long a playlist's pieces last at most
+        self.num_variants = 0  # of all playlists
         self._max_frame_bytes = max_frame_bytes
         self._num_left = _MAX_HEADER_BYTES
-        self.num_variants = 0
         self._num_missed = 0
         self._has_piece = False
         self._has_begun = False
-        # PyAV keeps one exception until FFmpeg's call returns, and prints another.
-        self._has_failed = False
+        self.has_failed = False  # PyAV keeps one exception for FFmpeg's caller, and prints others
 
     def frame_came(self) -> None:
         """A frame was read: as much may be read for the next."""
@@ -63,7 +62,7 @@ class HttpFiles:
         begin = int(options.get("offset", 0))
         end = int(options["end_offset"]) if int(options.get("end_offset", 0)) > 0 else None
         try:
-            if self._has_failed:
+            if self.has_failed:
                 return io.BytesIO()
             answer = self.client.open(url, begin=begin, end=end)
         except OutOfPatienceError as error:
@@ -73,14 +72,13 @@ class HttpFiles:
             if self._has_piece and self._num_missed < _MAX_MISSED_PIECES:
                 return io.BytesIO()
             raise self.failed(f"its playlist leads on, {_and_then(error)}") from error
-        self.num_variants = 0
         self._num_missed = 0
         self._has_piece = True
         return HttpFile(answer, files=self, begin=begin)
 
     def failed(self, detail: str) -> StreamError:
         """The error that ends the reading, which is to be raised."""
-        self._has_failed = True
+        self.has_failed = True
         return StreamError(detail)
 
     def open(self, url: str, *, begin: int) -> HttpAnswer:
@@ -111,8 +109,6 @@ class HttpFiles:
         Raises:
             StreamError: they do not come, or are too many to be kept.
         """
-        if self._has_failed:
-            return b""
         try:
             data = answer.read(min(num_bytes, _READ_BYTES))
         except StreamError as error:
@@ -165,7 +161,8 @@ class HttpFile:
         Raises:
             StreamError: nothing more comes.
         """
-        if self._num_bytes is not None and self._at >= self._num_bytes:
+        is_behind = self._num_bytes is not None and self._at >= self._num_bytes
+        if is_behind or self._files.has_failed:
             return b""
         answer = self._answer_at_place()
         if self._is_playlist is None:
@@ -194,6 +191,8 @@ class HttpFile:
             self.close()
             self._answer = self._files.open(self.name, begin=self._at)
             self._answer_at = self._answer.begins_at
+            if self._answer_at > self._at:
+                raise self._files.failed("connected, but the server sends another part of the file")
             if not self._answer_at and self._at:
                 self._num_restarts += 1
                 if self._num_restarts > _MAX_RESTARTS:
@@ -221,5 +220,4 @@ class HttpFile:
 
 
 def _and_then(error: StreamError) -> str:
-    detail = error.loss.detail
-    return detail.removeprefix("connected, ")
+    return error.loss.detail.removeprefix("connected, ")

@@ -35,7 +35,7 @@ class Way(StrEnum):
     """How a stream is come by."""
 
     FFMPEG = "ffmpeg"  # which opens the address itself
-    HTTP = "http"  # asked for here; what it is, the answer tells
+    HTTP = "http"  # asked for here; the answer says what it is
     RTMP_PUSH = "rtmp_push"  # others push it to us
     UDP = "udp"  # datagrams that others send to us
     SRT = "srt"  # by a program, where FFmpeg as it is here does not know it

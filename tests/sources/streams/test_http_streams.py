@@ -334,6 +334,17 @@ def test_a_playlist_of_too_many_variants_is_refused() -> None:
     assert "too long" in words_for(body(b"#EXTM3U\n" + variants))
 
 
+def test_a_playlist_whose_variants_lead_to_ever_more_variants_is_refused() -> None:
+    number = itertools.count()
+
+    def answer(request: Request) -> None:
+        lines = (b"#EXT-X-STREAM-INF:BANDWIDTH=1\n/x?%d\n" % next(number) for _ in range(50))
+        body(b"#EXTM3U\n" + b"".join(lines))(request)
+
+    assert "too long" in words_for(answer)
+    assert next(number) <= 500
+
+
 def test_a_playlist_that_grows_is_read_on(tmp_path: Path) -> None:
     pieces = pieces_of_video(tmp_path, 3)
     asked = itertools.count(1)
