@@ -26,7 +26,7 @@ from tests.support.waiting import HANG_S
 
 COMMANDS = [
     *("run", "resume", "demo", "evaluate", "export", "georeference", "report", "benchmark"),
-    "doctor",
+    *("batch", "doctor"),
 ]
 
 
