@@ -96,7 +96,8 @@ def examine(weights: Sequence[Weights] = ()) -> list[Finding]:
         weights: what matchers need that do not come with LiveSfM.
     """
     learned = [_learned_matcher(needed) for needed in weights]
-    return [_python(), *_packages(), *_extras(), _processor(), _gpu(), _sift(), *learned, _viewer()]
+    parts = [_python(), *_packages(), *_extras(), _processor(), _gpu(), _sift(), *learned]
+    return [*parts, _srt(), _viewer()]
 
 
 def findings_table(findings: list[Finding]) -> Table:
@@ -185,6 +186,16 @@ def _learned_matcher(needed: Weights) -> Finding:
         detail=detail,
         is_optional=True,
     )
+
+
+def _srt() -> Finding:
+    if _version("av") is None:
+        ready, detail = False, "PyAV is missing"
+    else:
+        from adapters.sources.streams.srt_program import srt_in_words
+
+        ready, detail = srt_in_words()
+    return Finding(part="srt:// streams", is_ready=ready, detail=detail, is_optional=True)
 
 
 def _viewer() -> Finding:

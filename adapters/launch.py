@@ -430,11 +430,11 @@ def _oracle(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, Pla
     town = sources[0]
     if len(sources) != 1 or not isinstance(town, SyntheticTown):
         raise ConfigError("matching.matcher=oracle knows the truth of one synthetic:town only")
+    oracle = open_oracle(config, town)
     if config.remote.address:
         from adapters.remote.open_remote import open_remote_oracle
 
-        return open_remote_oracle(config, town)
-    oracle = open_oracle(config, town)
+        return open_remote_oracle(config, oracle), OraclePlaces(oracle)
     return oracle, OraclePlaces(oracle)
 
 

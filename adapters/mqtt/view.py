@@ -62,6 +62,7 @@ _CLOSE_TIMEOUT_S = 2.0
 _LAST_MESSAGES_S = 1.5  # of those, for the messages that still wait
 _MAX_WAITING_COMMANDS = 32
 _MAX_NAMES = 4_096  # of frames that may still get a pose
+_MAX_REFUSALS_HZ = 5.0  # so that requests without end do not crowd out what else happens
 _POINTS_PERIOD_S = 1.0  # between answers to requests for points
 _KEY = "mqtt.publish"
 
@@ -101,6 +102,7 @@ class MqttView:
         self._is_connected = False
         self._changed = asyncio.Event()  # these three belong to the loop
         self._closing = asyncio.Event()
+        self._refusals = Throttle(_MAX_REFUSALS_HZ)
         self._requests: asyncio.Queue[PointsRequest] = asyncio.Queue(maxsize=1)
         self._is_started = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="mqtt view", daemon=True)
@@ -330,12 +332,17 @@ class MqttView:
         """Queues a request for points; one may wait while another is answered."""
         request = read_request(payload)
         if request is None:
-            self._put(refused_points("neither empty nor a JSON object with id and max_points"))
+            self._refuse_points("neither empty nor a JSON object with id and max_points")
             return
         try:
             self._requests.put_nowait(request)
         except asyncio.QueueFull:
-            self._put(refused_points("another request is being answered; ask again later"))
+            self._refuse_points("another request is being answered; ask again later")
+
+    def _refuse_points(self, why: str) -> None:
+        """Says why no points come; of many refusals at once only the first few."""
+        if self._refusals.allows():
+            self._put(refused_points(why))
 
     async def _send_points(self, client: aiomqtt.Client) -> None:
         """Answers requests for points, one after the other."""
@@ -343,7 +350,7 @@ class MqttView:
             request = await self._requests.get()
             points = await self._points_for(request)
             if isinstance(points, str):
-                self._put(refused_points(points))
+                self._refuse_points(points)
             else:
                 for chunk in points.chunks():
                     await client.publish(self._topic(Channel.POINTS), chunk, qos=1)

@@ -16,6 +16,7 @@ import numpy as np
 from adapters.remote.frames import frame_from_plain
 from adapters.remote.messages import Array, Arrays, Fields
 from adapters.remote.plain import Plain, from_plain, to_plain
+from adapters.remote.prepared import Prepared
 from engine.config import Config
 from engine.errors import InferenceError
 from engine.types import (
@@ -184,7 +185,7 @@ class HostedOracle:
         self._matcher = OracleMatcher(
             config.oracle, dense=config.dense_matching, truth=truth, seed=config.runtime.seed
         )
-        self._prepared: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._prepared: Prepared[bool] = Prepared(max_pairs=_MAX_PREPARED)
 
     def describe(self, fields: Fields, arrays: Arrays) -> Plain:
         """Its tables need no truth, and are made where the run is."""
@@ -206,15 +207,14 @@ class HostedOracle:
     def match(self, keys: tuple[str, str], fields: Fields, arrays: Arrays) -> Plain:
         """The matches of a pair."""
         request = from_plain(MatchRequest, fields, arrays)
-        is_prepared = self._prepared.pop(keys, request) is None
+        is_prepared = bool(self._prepared.take(keys))
         return to_plain(self._matcher.match_pair(request, is_prepared=is_prepared))
 
     def prepare(self, keys: tuple[str, str]) -> None:
         """Takes the time that a pair takes."""
-        self._matcher.prepare()
-        self._prepared[keys] = None
-        if len(self._prepared) > _MAX_PREPARED:
-            self._prepared.popitem(last=False)
+        if not self._prepared.is_late(keys):
+            self._matcher.prepare()
+            self._prepared.put(keys, True)
 
 
 def key_of(descriptors: Array) -> str:

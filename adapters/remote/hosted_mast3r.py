@@ -7,7 +7,6 @@ others were asked for with it: results are those of a run with ``mast3r.batch_pa
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +20,7 @@ from adapters.matchers.mast3r.retrieval import pooled_vector
 from adapters.remote.frames import frame_from_plain
 from adapters.remote.messages import Array, Arrays, Fields
 from adapters.remote.plain import Plain, from_plain, to_plain
+from adapters.remote.prepared import Prepared
 from engine.config import Config
 from engine.errors import InferenceError
 from engine.types import FrameId, ImagePair, MatchRequest
@@ -52,7 +52,7 @@ class HostedMast3r:
         self._matcher = matcher
         self._edge_px = edge_px
         self._wants_points = False  # as the latest request
-        self._prepared: OrderedDict[tuple[str, str], tuple[bool, DecodedPairs]] = OrderedDict()
+        self._prepared: Prepared[tuple[bool, DecodedPairs]] = Prepared(max_pairs=_MAX_PREPARED)
 
     def describe(self, fields: Fields, arrays: Arrays) -> Plain:
         """Its tables need no network, and are made where the run is."""
@@ -80,18 +80,18 @@ class HostedMast3r:
         """The matches of a pair."""
         request = from_plain(MatchRequest, fields, arrays)
         self._wants_points = request.wants_pointmaps
-        with_points, decoded = self._prepared.pop(keys, (False, None))
+        with_points, decoded = self._prepared.take(keys) or (False, None)
         if decoded is None or with_points != request.wants_pointmaps:
             decoded = self._matcher.decode(request.pair, wants_points=request.wants_pointmaps)
         return to_plain(self._matcher.match_decoded(request, decoded))
 
     def prepare(self, keys: tuple[str, str]) -> None:
         """Decodes a pair."""
+        if self._prepared.is_late(keys):
+            return
         pair = ImagePair.of(FrameId(int(keys[0])), FrameId(int(keys[1])))
         decoded = self._matcher.decode(pair, wants_points=self._wants_points)
-        self._prepared[keys] = self._wants_points, decoded
-        if len(self._prepared) > _MAX_PREPARED:
-            self._prepared.popitem(last=False)
+        self._prepared.put(keys, (self._wants_points, decoded))
 
 
 def state_of(tokens: torch.Tensor, size: tuple[int, int]) -> Array:

@@ -18,8 +18,7 @@ from adapters.remote.places import RemotePlaces
 from adapters.remote.sift import RemoteSift
 from adapters.remote.states import Mast3rStates, OracleStates
 from adapters.remote.windows import RemoteWindowSolver
-from adapters.town.oracle import OraclePlaces, open_oracle
-from adapters.town.source import SyntheticTown
+from adapters.town.oracle import OracleMatcher
 from engine.config import Config, SiftConfig
 from engine.errors import ConfigError
 from engine.ports import PairMatcher, WindowSolver
@@ -48,13 +47,12 @@ def open_remote_sift(config: Config, sift: SiftConfig) -> RemoteSift:
     return matcher
 
 
-def open_remote_oracle(config: Config, town: SyntheticTown) -> tuple[RemoteDense, OraclePlaces]:
-    """The oracle in the cluster, connected, and how it finds places.
+def open_remote_oracle(config: Config, oracle: OracleMatcher) -> RemoteDense:
+    """The oracle in the cluster, connected.
 
     Raises:
         AdapterUnavailableError: Ray is missing.
     """
-    oracle = open_oracle(config, town)
     opener = _Opener(config, "oracle")
     matcher = RemoteDense(
         config.remote,
@@ -63,7 +61,7 @@ def open_remote_oracle(config: Config, town: SyntheticTown) -> tuple[RemoteDense
         cluster=opener.make,
     )
     opener.connect(has_local=True)
-    return matcher, OraclePlaces(oracle)
+    return matcher
 
 
 def open_remote_mast3r(config: Config) -> tuple[RemoteDense, RemotePlaces]:

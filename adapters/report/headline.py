@@ -128,7 +128,8 @@ def _dense_points(record: RunRecord) -> str:
 
 
 def _dropped(record: RunRecord) -> str:
-    num = sum(record.summary.frames_dropped.values())
+    listed_ones = sum(frame.is_dropped for frame in record.frames)
+    num = max(sum(record.summary.frames_dropped.values()), listed_ones)
     return f"{num:,} of them dropped" if num else "none dropped"
 
 
@@ -144,13 +145,15 @@ def _shown_level(record: RunRecord) -> str:
 
 def _title(record: RunRecord) -> str:
     verdict = record.verdict
-    begin = "" if record.is_finished else "unfinished run: "
     if not record.has_map:
-        return _capitalised(f"{begin}no map")
-    if verdict is None:
-        return _capitalised(f"{begin}no verdict")
-    of_map = f"this map is {level_in_words(verdict.verdict)}"
-    return _capitalised(f"{begin}{of_map}")
+        words = "no map"
+    elif verdict is None:
+        words = "no verdict"
+    elif record.is_finished:
+        words = f"this map is {level_in_words(verdict.verdict)}"
+    else:
+        words = f"the map is {verdict.level.value} so far"
+    return _capitalised(words if record.is_finished else f"unfinished run: {words}")
 
 
 def _unfinished(record: RunRecord) -> list[str]:

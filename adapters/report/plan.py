@@ -32,6 +32,7 @@ _DENSITY_PX = 560  # the longer side of the picture of points
 _MAX_CAMERAS = 500  # that are drawn as dots
 _MAX_COVERAGE_BYTES = 2**26
 _MAX_AREAS = 20_000
+_MAX_COORDINATE = 1e6  # degrees, or units of the map
 _STATUSES = ("good", "thin", "hole")
 
 
@@ -253,8 +254,10 @@ def _rings(polygons: Sequence[Any], origin: OriginRecord | None) -> list[Float64
     rings = [np.array(polygon[0], np.float64) for polygon in polygons[:_MAX_AREAS]]
     if not all(ring.ndim == 2 and ring.shape[1] == 2 and len(ring) >= 3 for ring in rings):
         raise ValueError("it holds an area that is none")
-    if not rings or not np.isfinite(np.concatenate(rings)).all():
+    if not rings:
         return []
+    if not (np.abs(np.concatenate(rings)) <= _MAX_COORDINATE).all():  # not true of NaN either
+        raise ValueError("it holds a place that is none")
     if origin is None:
         return rings
     places = _in_enu(np.concatenate(rings), origin)

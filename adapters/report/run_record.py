@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from adapters.report.events import EventDigest, read_events
 from adapters.report.map_figures import MapFigures, measure_map
-from adapters.report.summary import Summary, VerdictRecord, read_summary
+from adapters.report.summary import Summary, VerdictRecord, read_snapshot, read_summary
 from adapters.run_files import FrameRow, read_frame_rows, read_model
 from engine.errors import ConfigError, SnapshotError
 from engine.plain_yaml import load_plain_yaml
@@ -106,6 +106,8 @@ def read_run(run: Path) -> RunRecord:
 
     frames = tuple(read_frame_rows(run))
     summary = read("summary.json", _summary, Summary())
+    if "summary.json" in missing:
+        summary = read("latest/snapshot.json", _snapshot, summary)
     return RunRecord(
         path=run,
         summary=summary,
@@ -119,6 +121,10 @@ def read_run(run: Path) -> RunRecord:
 
 def _summary(path: Path) -> Summary:
     return read_summary(read_regular_file(path, max_bytes=_MAX_SUMMARY_BYTES))
+
+
+def _snapshot(path: Path) -> Summary:
+    return read_snapshot(read_regular_file(path, max_bytes=_MAX_SUMMARY_BYTES))
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,6 +11,7 @@ from engine.types import FrameId, Verdict, VerdictLevel, VerdictReason
 _MAX_CHARS = 100  # of an error, which may quote the file
 _MAX_NUMBER = 1e12  # in any unit; squares and sums of them are still numbers
 
+Kind = TypeVar("Kind", bound=BaseModel)
 Number = Annotated[float, Field(ge=-_MAX_NUMBER, le=_MAX_NUMBER)]
 
 
@@ -231,14 +232,52 @@ class Summary(_Record):
     not_saved: tuple[str, ...] = ()
 
 
+class _SnapshotModel(_Record):
+    is_georeferenced: bool = False
+    num_registered: int = 0
+    num_points3D: int = 0  # noqa: N815 - as in the file
+    num_observations: int = 0
+    mean_track_length: Number | None = None
+    mean_reprojection_error_px: Number | None = None
+
+
+class _Snapshot(_Record):
+    georeference: GeoreferenceRecord | None = None
+    models: tuple[_SnapshotModel, ...] = ()
+
+
 def read_summary(data: bytes) -> Summary:
-    """The figures in a file.
+    """The figures in a ``summary.json``.
 
     Raises:
         ValueError: it does not hold a run's figures.
     """
+    return _read(Summary, data)
+
+
+def read_snapshot(data: bytes) -> Summary:
+    """What the ``snapshot.json`` of a run without a summary says of its first map.
+
+    Raises:
+        ValueError: it does not hold what is said of a snapshot.
+    """
+    snapshot = _read(_Snapshot, data)
+    if not snapshot.models:
+        return Summary()
+    first = snapshot.models[0]
+    return Summary(
+        georeference=snapshot.georeference if first.is_georeferenced else None,
+        registered_keyframes=first.num_registered,
+        num_points3D=first.num_points3D,
+        num_observations=first.num_observations,
+        mean_track_length=first.mean_track_length,
+        mean_reprojection_error_px=first.mean_reprojection_error_px,
+    )
+
+
+def _read(kind: type[Kind], data: bytes) -> Kind:
     try:
-        return Summary.model_validate_json(data)
+        return kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -7,16 +7,20 @@ inverse depth.
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from engine.dense.rectification import Pinhole
 from engine.dense.robust_fit import robust_fit
-from engine.types import Float32Array, Float64Array
+from engine.types import Float32Array, Float64Array, Int64Array
 
 _MIN_POINTS = 40
 _MAX_CHANGE = 0.05  # of the depth at a point; what is further off was matched wrongly
 _NOISE = 0.002  # of the depth: points off by less count fully
 _SLOPE_WEIGHT = 1.0  # of no growth over the image
+_SMOOTH_RATIO = 0.02  # of inverse depth between neighbouring pixels: more is a step
+_CLEAR_FACTOR = 1.5  # of errors: less may come from the points
+_MEDIAN_OF_NORMAL = 0.6745  # of absolute values, in standard deviations
 
 
 def laid_onto_points(
@@ -32,14 +36,9 @@ def laid_onto_points(
         pinhole: the camera of the depth map.
         points_in_keyframe: (P, 3) before the camera.
     """
-    columns, lines = np.floor(pinhole.pixels_of(points_in_keyframe)).astype(np.int64).T
-    inside = (columns >= 0) & (columns < pinhole.width) & (lines >= 0) & (lines < pinhole.height)
-    columns, lines, depth = columns[inside], lines[inside], points_in_keyframe[inside, 2]
-    own = inverse_depth[lines, columns].astype(np.float64)
-    usable = (own > 0) & (np.abs(own * depth - 1.0) < _MAX_CHANGE)
-    if usable.sum() < _MIN_POINTS:
+    columns, lines, depth, own = _at_points(inverse_depth, pinhole, points_in_keyframe)
+    if len(depth) < _MIN_POINTS:
         return inverse_depth
-    columns, lines, depth, own = columns[usable], lines[usable], depth[usable], own[usable]
     unit = float(np.median(1.0 / depth))
     x, y = pinhole.plane_xy(
         np.arange(pinhole.width, dtype=np.float64), np.arange(pinhole.height, dtype=np.float64)
@@ -49,3 +48,48 @@ def laid_onto_points(
     shift = unit * robust_fit(growth, change, noise=_NOISE, slope_weight=_SLOPE_WEIGHT)
     moved = inverse_depth + (shift[0] + shift[1] * x + shift[2] * y).astype(np.float32)
     return np.where((inverse_depth > 0) & (moved > 0), moved, np.float32(0.0))
+
+
+def error_factor(
+    inverse_depth: Float32Array,
+    relative_error: Float32Array,
+    pinhole: Pinhole,
+    points_in_keyframe: Float64Array,
+) -> float:
+    """How many times more than claimed a depth map is off at sparse points; 1 unless clearly more.
+
+    Blur and a rolling shutter put depths off that match well. With few points it is 1.
+
+    Args:
+        inverse_depth: (H, W; 0: unknown) of the pixels of ``pinhole``.
+        relative_error: (H, W) that is claimed, one standard deviation.
+        pinhole: the camera of the depth map.
+        points_in_keyframe: (P, 3) before the camera.
+    """
+    columns, lines, depth, own = _at_points(inverse_depth, pinhole, points_in_keyframe)
+    claimed = relative_error[lines, columns].astype(np.float64)
+    known = np.isfinite(claimed) & (claimed > 0)
+    if known.sum() < _MIN_POINTS:
+        return 1.0
+    off = np.abs(own * depth - 1.0)[known] / claimed[known]
+    factor = float(np.median(off)) / _MEDIAN_OF_NORMAL
+    return factor if factor > _CLEAR_FACTOR else 1.0
+
+
+def _at_points(
+    inverse_depth: Float32Array, pinhole: Pinhole, points_in_keyframe: Float64Array
+) -> tuple[Int64Array, Int64Array, Float64Array, Float64Array]:
+    """Columns, lines and depths (K,) of the points on depths that are about theirs, and these."""
+    places = pinhole.pixels_of(points_in_keyframe)
+    inside = ((places >= 0) & (places < (pinhole.width, pinhole.height))).all(axis=1)
+    places, depth = places[inside], points_in_keyframe[inside, 2]
+    columns, lines = np.floor(places).astype(np.int64).T
+    # On a plane inverse depth is affine in the pixel; at its edges the nearest pixel's counts.
+    x, y = (places - 0.5).astype(np.float32).T
+    between = cv2.remap(
+        inverse_depth, x[None], y[None], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )[0].astype(np.float64)
+    nearest = inverse_depth[lines, columns].astype(np.float64)
+    own = np.where(np.abs(between - nearest) < _SMOOTH_RATIO * nearest, between, nearest)
+    usable = (own > 0) & (np.abs(own * depth - 1.0) < _MAX_CHANGE)
+    return columns[usable], lines[usable], depth[usable], own[usable]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from engine.dense.alignment import laid_onto_points
+from engine.dense.alignment import error_factor, laid_onto_points
 from engine.dense.matching import UNKNOWN, match_lines
 from engine.dense.neighbours import MIN_SHARED_POINTS, points_before, rank_neighbours
 from engine.dense.rectification import (
@@ -330,9 +330,11 @@ def _measure(
         error = sigma * np.float32(rectification.parallax_step)
         error *= np.sin(places.angle) / (other_sine * sine)
     measured = np.where(known, inverse_depth, np.float32(0.0))
+    laid = laid_onto_points(measured, pinhole, points)
+    factor = np.float32(error_factor(laid, error, pinhole, points))
     return _Measured(
-        inverse_depth=laid_onto_points(measured, pinhole, points),
-        relative_error=np.where(known, error, np.float32(np.inf)),
+        inverse_depth=laid,
+        relative_error=np.where(known, error * factor, np.float32(np.inf)),
     )
 
 

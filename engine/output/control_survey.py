@@ -106,13 +106,16 @@ def survey_run(
             interrupted there, or has no map.
         SnapshotError: the snapshot cannot be read or written.
     """
+    is_surveyed = any(point.fix is not None for point in points)
+    if not (is_surveyed or bars):
+        raise ConfigError("no point of the file is surveyed, and there is no scale bar")
     lock = RunLock.acquire(run)
     try:
         refuse_unfinished(run, lock)
         models = read_models(run / "latest")
         marks = _marks_in(models, points, seed=config.runtime.seed)
         former = json.loads((run / "latest" / "snapshot.json").read_bytes()).get("georeference")
-        if any(point.fix is not None for point in points):
+        if is_surveyed:
             laid, lines = _laid_onto_points(marks, bars, config=config)
         elif former is not None:
             laid, lines = _compared(run, marks, bars, former)

@@ -13,6 +13,7 @@ from rich.console import Console
 from adapters import doctor
 from adapters.doctor import Finding, Weights, examine, findings_table, is_core_ready
 from adapters.install_advice import how_to_install
+from adapters.sources.streams import srt_program
 from tests.support.paths import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -157,3 +158,14 @@ def test_a_matcher_whose_weights_are_there_is_ready_and_tells_their_licence(tmp_
     assert found.is_ready
     assert found.detail == f"weights {path}"
     assert weights_at(path).note() == "matcher net: Free for penguins."
+
+
+def test_srt_is_received_by_a_program_that_knows_it_or_what_does_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for knows in (True, False):
+        monkeypatch.setattr(srt_program, "_ffmpeg_knows_srt", lambda: False)
+        monkeypatch.setattr(srt_program, "_program_knows_srt", lambda knows=knows: knows)
+        found = finding("srt:// streams")
+        assert (found.is_ready, found.is_optional) == (knows, True)
+        assert ("apt install ffmpeg" in found.detail) is not knows

@@ -241,6 +241,9 @@ def test_points_that_do_not_fit_change_nothing_and_say_why(
         survey(run, Control(file=file))
     with pytest.raises(ConfigError, match="cannot be read"):
         survey(run, Control(file=tmp_path / "none.txt"))
+    (tmp_path / "nan.txt").write_text("EPSG:4326\nNaN NaN NaN 5 5 000001.jpg P1\n")
+    with pytest.raises(ConfigError, match="no point of the file is surveyed"):
+        survey(run, Control(file=tmp_path / "nan.txt"))
     swapped = write_gcp(tmp_path / "g.txt", world).read_text().splitlines()
     rows = [" ".join([y, x, *rest]) for x, y, *rest in (row.split() for row in swapped[1:])]
     file.write_text("\n".join([swapped[0], *rows]))  # mirrored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.dense.alignment import laid_onto_points
+from engine.dense.alignment import error_factor, laid_onto_points
 from engine.dense.rectification import Pinhole
 from engine.types import Float64Array
 from tests.support.depth_scenes import BOX, HEIGHT, PINHOLE, WALL, WIDTH, pose_at, render
@@ -52,3 +52,14 @@ def test_few_points_and_unknown_depth_change_nothing() -> None:
     laid = laid_onto_points(tilted, CAMERA, points(150))
     assert not laid[:60].any()
     assert (laid[60:] > 0).all()
+
+
+def test_errors_are_claimed_as_large_as_they_are_at_the_points() -> None:
+    rng = np.random.default_rng(3)
+    right = (1.0 / DEPTH).astype(np.float32)
+    off = (right * (1.0 + 0.012 * rng.normal(size=right.shape))).astype(np.float32)
+    claimed = np.full(right.shape, 0.004, np.float32)
+    assert 2.3 < error_factor(off, claimed, CAMERA, points(400)) < 3.5
+    assert error_factor(right, claimed, CAMERA, points(400)) == 1.0
+    assert error_factor(off, claimed, CAMERA, points(30)) == 1.0
+    assert error_factor(off, np.full_like(off, np.inf), CAMERA, points(400)) == 1.0

@@ -83,7 +83,7 @@ def test_a_fisheye_gets_the_depth_of_its_middle() -> None:
     poses = [KEYFRAME, pose_at((1.5, 0.0, 0.0), yaw_deg=-6.0)]
     problem, images, truth = problem_of([WALL, BOX, GROUND], poses, FISHEYE)
     depth_map = made(estimate_depth(problem, images, OPTIONS))
-    assert_right(depth_map, truth, FISHEYE, median=0.01, within_2=0.85, filled=0.3)
+    assert_right(depth_map, truth, FISHEYE, median=0.01, within_2=0.95, filled=0.15)
     half_width = depth_map.depth.shape[1] / 2 / depth_map.pinhole[0]
     assert half_width == pytest.approx(1.0, abs=0.02)  # 90 degrees
 
@@ -223,7 +223,7 @@ def test_noise_in_poses_costs_exactness_and_is_not_hidden() -> None:
     problem, images, truth = problem_of([WALL, BOX], poses, claimed_poses=claimed)
     depth_map = made(estimate_depth(problem, images, OPTIONS))
     errors = relative_errors(depth_map, truth, PINHOLE)
-    assert 0.003 < np.median(errors) < 0.03
+    assert 0.002 < np.median(errors) < 0.03
     wrong = [poses[0], *(noisy_pose(pose, 3.0, rng) for pose in poses[1:])]
     problem, images, truth = problem_of([WALL, BOX], poses, claimed_poses=wrong)
     spoiled = estimate_depth(problem, images, OPTIONS).depth_map

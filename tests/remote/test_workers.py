@@ -10,6 +10,7 @@ import numpy as np
 
 from adapters.remote.fair_turns import FairTurns
 from adapters.remote.hosted import States
+from adapters.remote.prepared import Prepared
 from adapters.remote.workers import Worker, Workers
 
 
@@ -138,3 +139,15 @@ def test_states_beyond_the_limit_of_memory_are_let_go_of_those_used_last_stay() 
     assert states["a"].nbytes == 10  # used now
     states.put("e", np.zeros(10, np.uint8))
     assert [key for key in "abcde" if key in states] == ["a", "c", "d", "e"]
+
+
+def test_a_pair_that_was_matched_before_its_preparation_had_its_turn_is_not_prepared() -> None:
+    prepared: Prepared[int] = Prepared(max_pairs=2)
+    for number, keys in enumerate((("a", "b"), ("a", "c"), ("b", "c")), start=1):
+        assert not prepared.is_late(keys)
+        prepared.put(keys, number)
+    assert prepared.take(("a", "b")) is None  # the oldest of three
+    assert prepared.take(("b", "c")) == 3
+    assert prepared.take(("b", "c")) is None
+    assert prepared.is_late(("b", "c"))
+    assert not prepared.is_late(("a", "c"))

@@ -20,7 +20,7 @@ from adapters.report.report import report_page
 from engine.errors import ConfigError
 from tests.support.headless_chromium import CHROMIUM, chromium
 from tests.support.html_pages import Page
-from tests.support.reported_runs import ReportedRun, noisy_model
+from tests.support.reported_runs import ORIGIN, ReportedRun, noisy_model
 from tests.support.waiting import HANG_S
 
 MAX_BYTES = 3_000_000
@@ -330,16 +330,33 @@ def test_what_is_missing_is_named_where_it_would_be_shown(
 
 def test_a_killed_run_is_told_from_one_that_ended(run: ReportedRun) -> None:
     (run.path / "summary.json").unlink()
+    with (run.path / "frames.csv").open("a") as file:
+        file.write(",photos,12,late.jpg,12.5,dropped:overload,,\n")
     verdict = {"level": "doubtful", "reasons": [{**WRONG, "level": "doubtful"}]}
     run.events[-1] = {"event": "VerdictChanged", "at_s": 3.0, "verdict": verdict}
     lines = "\n".join(json.dumps(event) for event in run.events)
     (run.path / "events.jsonl").write_text(f'{lines}\n{{"event": "FrameRec')
     text = page_of(run).text
-    assert "Unfinished run: this map is doubtful" in text
+    assert "Unfinished run: the map is doubtful so far" in text
     assert "livesfm resume field" in text
+    assert "13 1 of them dropped" in text
     assert "12 of 12" in text
     assert "summary.json is not there." in text
     assert "of a map judged doubtful" in text
+
+
+def test_a_killed_run_lies_where_its_snapshot_says(run: ReportedRun) -> None:
+    (run.path / "summary.json").unlink()
+    snapshot = {
+        "georeference": {"origin": ORIGIN, "num_positions": 11, "rmse_m": 0.51, "rejected": []},
+        "models": [{"is_georeferenced": True, "num_registered": 12, "num_points3D": 150}],
+    }
+    (run.path / "latest" / "snapshot.json").write_text(json.dumps(snapshot))
+    text = page_of(run).text
+    assert "11 positions placed it" in text
+    assert "North is up." in text
+    assert "map unit" not in text
+    assert "0.510 m" in text
 
 
 def test_a_resumed_run_that_was_killed_is_unfinished(run: ReportedRun) -> None:

@@ -21,6 +21,7 @@ from engine.types import ControlPoint, GpsFix, ImageMark, ScaleBar
 
 _MAX_BYTES = 16 * 2**20
 _MAX_COORDINATE_PX = 1e6
+_MAX_HEIGHT_M = 1e5
 _CHECK_PREFIX = "chk"  # of the names of points that are check points without --check
 _WGS84 = re.compile(r"epsg:\s*4326|wgs\s?84|\+proj=(?:longlat|latlong)\s.*wgs84.*", re.IGNORECASE)
 _UTM = re.compile(r"wgs\s?84[\s/]+utm\s+(?:zone\s+)?(\d{1,2})\s*([ns])\b.*", re.IGNORECASE)
@@ -182,8 +183,12 @@ def _fixes(
         for longitude, latitude, (_, _, height) in zip(longitudes, latitudes, surveyed, strict=True)
     ]
     for fix, place in zip(fixes, surveyed, strict=True):
-        if not (abs(fix.latitude_deg) <= 90.0 and abs(fix.longitude_deg) <= 180.0):
-            raise ConfigError(f"{path}: {place[0]} {place[1]} is no place in {header[:60]}")
+        is_height = fix.altitude_m is None or abs(fix.altitude_m) <= _MAX_HEIGHT_M
+        is_place = abs(fix.latitude_deg) <= 90.0 and abs(fix.longitude_deg) <= 180.0
+        if not (is_place and is_height):
+            raise ConfigError(
+                f"{path}: {place[0]} {place[1]} {place[2]} is no place in {header[:60]}"
+            )
     rest = iter(fixes)
     return [None if math.isnan(place[0]) else next(rest) for place in places]
 

@@ -63,6 +63,14 @@ class ContainerReader:
         self._stop = stop
         self.last_s = -math.inf  # time in the video of the last frame taken
 
+    def leave_out_others(self) -> None:
+        """Has FFmpeg read the pictures alone: no sound, and no other variant of a playlist."""
+        from av.stream import Discard
+
+        for stream in self._container.streams:
+            if stream.index != self._stream.index:
+                stream.discard = Discard.all
+
     @property
     def description(self) -> str:
         """The codec, and the size of its pictures."""

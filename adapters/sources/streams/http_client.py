@@ -43,14 +43,15 @@ _URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"
 _READ_BYTES = 1 << 16
 _BEGIN_BYTES = 16  # that tell most kinds of files apart
 _CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-\d+/(\d+|\*)")
+_ENDLESS_BYTES = frozenset({2**31 - 1, 2**32 - 1, 2**63 - 1})  # as some say of live streams
 _LOOPBACK, _PRIVATE, _PUBLIC = range(3)
 
 
 class HttpAnswer:
     """What a server sends after its header. Whoever has it closes it."""
 
-    def __init__(self, response: http.client.HTTPResponse, *, url: str, offset: int) -> None:
-        """Takes a response of status 200 or 206 to a request for what begins at ``offset``."""
+    def __init__(self, response: http.client.HTTPResponse, *, url: str) -> None:
+        """Takes a response of status 200 or 206 from a URL."""
         self._response = response
         self._begin = b""
         self.url = url  # after redirects
@@ -58,9 +59,8 @@ class HttpAnswer:
         self.content_type = headers.get_content_type() if "Content-Type" in headers else ""
         boundary = headers.get_param("boundary")
         self.boundary = boundary if isinstance(boundary, str) else ""  # as a server announces it
-        # Servers may send the whole all the same.
-        self.begins_at = offset if response.status == HTTPStatus.PARTIAL_CONTENT else 0
-        self.num_bytes = _size_of_whole(response, self.begins_at)  # None: unknown
+        place = _place_of(response)  # servers may send the whole, or another part
+        self.begins_at, self.num_bytes = place  # of the whole; None: unknown
 
     def begin(self) -> bytes:
         """The first bytes, which are read again afterwards.
@@ -152,7 +152,7 @@ class HttpClient:
                     continue
                 _refuse_status(response)
                 is_taken = True
-                return HttpAnswer(response, url=url, offset=begin)
+                return HttpAnswer(response, url=url)
             finally:
                 if not is_taken:
                     response.close()
@@ -371,11 +371,12 @@ def _refuse_status(response: http.client.HTTPResponse) -> None:
     raise StreamError(f"connected, but the server says: {status}")
 
 
-def _size_of_whole(response: http.client.HTTPResponse, offset: int) -> int | None:
-    given = _CONTENT_RANGE.match(response.getheader("Content-Range", ""))
-    if given is not None:
-        return None if given[2] == "*" else int(given[2])
-    return None if response.length is None else offset + response.length
+def _place_of(response: http.client.HTTPResponse) -> tuple[int, int | None]:
+    """Where in the whole a body begins, and how long the whole is; None: that is unknown."""
+    part = _CONTENT_RANGE.match(response.getheader("Content-Range", ""))
+    if response.status == HTTPStatus.PARTIAL_CONTENT and part is not None:
+        return int(part[1]), None if part[2] == "*" else int(part[2])
+    return 0, None if response.length in _ENDLESS_BYTES else response.length
 
 
 def _space_of(address: str) -> int:

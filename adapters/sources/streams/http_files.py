@@ -17,11 +17,14 @@ from adapters.sources.streams.patience import OutOfPatienceError, StreamError
 
 _MAX_HEADER_BYTES = 64_000_000  # before the first frame: an index of ten hours of video
 _MAX_PLAYLIST_BYTES = 4_000_000
+_MAX_VARIANTS = 200  # of a master playlist, each of which FFmpeg opens
 _READ_BYTES = 1 << 16
 _PASSED_OVER_BYTES = 1 << 20  # rather than asked for again
 _MAX_RESTARTS = 8  # of a file that the server gives whole only
 _MAX_MISSED_PIECES = 3  # in a row: a server deletes old ones
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _TARGET_DURATION = re.compile(rb"#EXT-X-TARGETDURATION:[ \t]*([0-9]{1,4})")
+_VARIANT = re.compile(rb"#EXT-X-(STREAM-INF|MEDIA):")
 _ENCRYPTED = re.compile(rb"#EXT-X-(SESSION-)?KEY:[^\r\n]*METHOD=(?!NONE)")
 
 
@@ -37,13 +40,13 @@ class HttpFiles:
         """
         self.client = client
         self.piece_s = 0.0  # how long a playlist's pieces last at most
+        self.num_variants = 0  # of all playlists
         self._max_frame_bytes = max_frame_bytes
         self._num_left = _MAX_HEADER_BYTES
         self._num_missed = 0
         self._has_piece = False
         self._has_begun = False
-        # PyAV keeps one exception until FFmpeg's call returns, and prints another.
-        self._has_failed = False
+        self.has_failed = False  # PyAV keeps one exception for FFmpeg's caller, and prints others
 
     def frame_came(self) -> None:
         """A frame was read: as much may be read for the next."""
@@ -59,7 +62,7 @@ class HttpFiles:
         begin = int(options.get("offset", 0))
         end = int(options["end_offset"]) if int(options.get("end_offset", 0)) > 0 else None
         try:
-            if self._has_failed:
+            if self.has_failed:
                 return io.BytesIO()
             answer = self.client.open(url, begin=begin, end=end)
         except OutOfPatienceError as error:
@@ -75,7 +78,7 @@ class HttpFiles:
 
     def failed(self, detail: str) -> StreamError:
         """The error that ends the reading, which is to be raised."""
-        self._has_failed = True
+        self.has_failed = True
         return StreamError(detail)
 
     def open(self, url: str, *, begin: int) -> HttpAnswer:
@@ -89,14 +92,23 @@ class HttpFiles:
         except StreamError as error:
             raise self.failed(error.loss.detail) from error
 
+    def is_playlist(self, answer: HttpAnswer) -> bool:
+        """Whether an answer that was not read yet is a playlist.
+
+        Raises:
+            StreamError: its first bytes do not come.
+        """
+        try:
+            return answer.begin().lstrip(_BYTE_ORDER_MARK).startswith(b"#EXTM3U")
+        except StreamError as error:
+            raise self.failed(error.loss.detail) from error
+
     def read(self, answer: HttpAnswer, num_bytes: int, *, is_kept: bool = True) -> bytes:
         """Bytes of a file, as many as have come.
 
         Raises:
             StreamError: they do not come, or are too many to be kept.
         """
-        if self._has_failed:
-            return b""
         try:
             data = answer.read(min(num_bytes, _READ_BYTES))
         except StreamError as error:
@@ -126,7 +138,7 @@ class HttpFile:
         self._answer_at = answer.begins_at  # of the next byte of the answer
         self._num_bytes = answer.num_bytes
         self._num_restarts = 0
-        self._is_playlist = answer.begin().lstrip(b"\xef\xbb\xbf").startswith(b"#EXTM3U")
+        self._is_playlist: bool | None = None  # not known before it is read
         self._text = b""
 
     def seekable(self) -> bool:
@@ -149,9 +161,12 @@ class HttpFile:
         Raises:
             StreamError: nothing more comes.
         """
-        if self._num_bytes is not None and self._at >= self._num_bytes:
+        is_behind = self._num_bytes is not None and self._at >= self._num_bytes
+        if is_behind or self._files.has_failed:
             return b""
         answer = self._answer_at_place()
+        if self._is_playlist is None:
+            self._is_playlist = self._files.is_playlist(answer)
         data = self._files.read(answer, num_bytes)
         self._at += len(data)
         self._answer_at = self._at
@@ -176,6 +191,8 @@ class HttpFile:
             self.close()
             self._answer = self._files.open(self.name, begin=self._at)
             self._answer_at = self._answer.begins_at
+            if self._answer_at > self._at:
+                raise self._files.failed("connected, but the server sends another part of the file")
             if not self._answer_at and self._at:
                 self._num_restarts += 1
                 if self._num_restarts > _MAX_RESTARTS:
@@ -191,8 +208,10 @@ class HttpFile:
         return self._answer
 
     def _look_at_playlist(self, data: bytes) -> None:
-        if self._at - self._zero > _MAX_PLAYLIST_BYTES:
-            raise self._files.failed("connected, but its playlist does not end")
+        self._files.num_variants += len(_VARIANT.findall(data))
+        is_endless = self._at - self._zero > _MAX_PLAYLIST_BYTES
+        if is_endless or self._files.num_variants > _MAX_VARIANTS:
+            raise self._files.failed("connected, but its playlist is too long")
         self._text = self._text[-200:] + data
         if _ENCRYPTED.search(self._text):
             raise self._files.failed("connected, but the pieces of its playlist are encrypted")
@@ -201,5 +220,4 @@ class HttpFile:
 
 
 def _and_then(error: StreamError) -> str:
-    detail = error.loss.detail
-    return detail.removeprefix("connected, ")
+    return error.loss.detail.removeprefix("connected, ")

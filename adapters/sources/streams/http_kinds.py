@@ -1,4 +1,4 @@
-"""What an HTTP server sends, told by its first bytes, and by its Content-Type where they do not."""
+"""What an HTTP server sends, by its first bytes, or by its Content-Type where they say nothing."""
 
 from __future__ import annotations
 

@@ -208,6 +208,7 @@ class HttpReader:
             stop=self._stop,
             silence_s=silence_s,
         )
+        reader.leave_out_others()
         is_stored = bool(container.duration and container.duration > 0)
 
         def frame_came() -> None:

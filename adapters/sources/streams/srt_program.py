@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _PROGRAM = "ffmpeg"
 _PROBE_S = 10.0
+_NEEDED = (
+    f"neither FFmpeg as PyAV brings it nor a program {_PROGRAM} on PATH knows SRT; Debian's and"
+    " Homebrew's package ffmpeg does (apt install ffmpeg, brew install ffmpeg)"
+)
 
 
 def choose_srt(address: StreamAddress) -> StreamAddress:
@@ -34,12 +38,17 @@ def choose_srt(address: StreamAddress) -> StreamAddress:
     if _ffmpeg_knows_srt():
         return replace(address, way=Way.FFMPEG)
     if not _program_knows_srt():
-        raise SourceError(
-            f"{address.label}: neither FFmpeg as PyAV brings it nor a program {_PROGRAM} on PATH"
-            " knows SRT; Debian's and Homebrew's package ffmpeg does (apt install ffmpeg, brew"
-            " install ffmpeg)"
-        )
+        raise SourceError(f"{address.label}: {_NEEDED}")
     return address
+
+
+def srt_in_words() -> tuple[bool, str]:
+    """Whether SRT can be received here, and by what, or what it needs."""
+    if _ffmpeg_knows_srt():
+        return True, "by FFmpeg as PyAV has it"
+    if _program_knows_srt():
+        return True, f"by the program {shutil.which(_PROGRAM)}"
+    return False, _NEEDED
 
 
 def _ffmpeg_knows_srt() -> bool:
@@ -59,7 +68,7 @@ def _program_knows_srt() -> bool:
     if path is None:
         return False
     try:
-        told = subprocess.run(
+        listed = subprocess.run(
             [path, "-hide_banner", "-protocols"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -68,7 +77,7 @@ def _program_knows_srt() -> bool:
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return b"srt" in told.stdout.partition(b"Output:")[0].split()
+    return b"srt" in listed.stdout.partition(b"Output:")[0].split()
 
 
 class SrtProgram:
@@ -86,7 +95,7 @@ class SrtProgram:
         """
         self.name = "srt"
         self._address = address
-        self._open_timeout_s = config.open_timeout_s
+        self._config = config
         self._stop = stop
         self._patience = Patience(stop, silence_s=config.read_timeout_s)
         self._has_begun = self._has_failed = False
@@ -108,9 +117,11 @@ class SrtProgram:
         with self._process.stdin as stdin:
             stdin.write(script.encode())
         self._output = self._process.stdout
-        # Whoever is waited for may be waited for without end.
-        wait_s = math.inf if self._address.is_listening else self._open_timeout_s
-        self._patience.limit(wait_s, too_late=f"no connection: {self._nothing()}")
+        if self._address.is_listening:
+            self._patience.silence_s = math.inf  # whoever may come is waited for without end
+        else:
+            too_late = f"no connection: {self._nothing()}"
+            self._patience.limit(self._config.open_timeout_s, too_late=too_late)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -143,7 +154,8 @@ class SrtProgram:
             if not data:
                 raise StreamError(f"no connection: {self._nothing()}")
             self._has_begun = True
-            timeout_s = self._open_timeout_s
+            self._patience.silence_s = self._config.read_timeout_s
+            timeout_s = self._config.open_timeout_s
             self._patience.limit(
                 timeout_s, too_late=f"connected, but no video within {timeout_s:g} s"
             )

@@ -35,8 +35,9 @@ class Way(StrEnum):
     """How a stream is come by."""
 
     FFMPEG = "ffmpeg"  # which opens the address itself
-    HTTP = "http"  # asked for here; what it is, the answer tells
+    HTTP = "http"  # asked for here; the answer says what it is
     RTMP_PUSH = "rtmp_push"  # others push it to us
+    UDP = "udp"  # datagrams that others send to us
     SRT = "srt"  # by a program, where FFmpeg as it is here does not know it
 
 
@@ -220,7 +221,7 @@ def _transport_stream(
         url=parts.geturl(),
         format="mpegts",
         options=options,
-        way=Way.SRT if parts.scheme == "srt" else Way.FFMPEG,
+        way=Way(parts.scheme),
         is_listening=is_listening,
         max_wait_s=math.ceil(config.open_timeout_s) if is_listening else 0.0,
     )

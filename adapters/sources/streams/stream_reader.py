@@ -20,6 +20,7 @@ from adapters.sources.streams.container_reading import (
     is_vague,
     reading_failed,
 )
+from adapters.sources.streams.datagrams import await_transport_stream
 from adapters.sources.streams.ffmpeg_interrupt import interrupt_when
 from adapters.sources.streams.frame_intake import DecodeFrame, FrameIntake
 from adapters.sources.streams.http_reading import HttpReader
@@ -177,6 +178,8 @@ class StreamReader:
             container = opened.enter_context(_open(program, address, self._config))
             program.stream_begins()
             return container
+        if address.way is Way.UDP:
+            await_transport_stream(address, stop=self._stop)
         if address.way is Way.RTMP_PUSH:
             publisher = self._next_publisher()
             if publisher is None:
@@ -221,8 +224,9 @@ class StreamReader:
         if self._address.way is Way.RTMP_PUSH:
             return Loss(detail="whoever connected pushed no stream")
         if isinstance(error, av.error.ExitError):
-            return Loss(detail="nobody came", is_nobody=True)
-        return Loss(detail=f"what comes is no MPEG-TS: {ffmpeg_words(error)}")
+            detail = f"connected, but no video within {self._config.open_timeout_s:g} s"
+            return Loss(detail=detail, is_nobody=self._address.way is not Way.UDP)
+        return Loss(detail=f"cannot be received: {ffmpeg_words(error)}")
 
 
 @contextmanager

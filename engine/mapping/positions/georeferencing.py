@@ -192,7 +192,7 @@ class Georeferencing:
         """Places the map as it is now; emits the first placement, each that moves it, and the last.
 
         The origin stays as it is once there is one. In the end a map that has positions and no
-        place is warned of, with the reason.
+        place is warned of, with the reason, and so is each kind of position that is not used.
         """
         placed = self._place(sparse_map)
         if isinstance(placed, str):
@@ -204,6 +204,8 @@ class Georeferencing:
         self._origin = self._placement.georeference.origin
         if is_final or not self._was_emitted or self._has_moved(sparse_map, self._placement):
             self._emit_placement(self._placement)
+        if is_final:
+            self._warn_of_problems(sparse_map)
         return self._placement
 
     def adjust(self, sparse_map: SparseMap) -> None:
@@ -405,16 +407,29 @@ class Georeferencing:
             self._warned_of = rejected
             self._warn(placement)
 
+    def _warn_of_problems(self, sparse_map: SparseMap) -> None:
+        """Names keyframes whose positions cannot be used although others place the map."""
+        keyframes = [sparse_map.keyframe(i) for i in sparse_map.registered_ids]
+        for problem, number in self._problems.most_common():
+            names = [one.name for one in keyframes if one.gps_problem == problem]
+            listed = f": {_listed(names)}" if names else ""
+            whose = "1 keyframe has" if number == 1 else f"{number} keyframes have"
+            words = f"{whose} no GPS position that can be used, {problem}{listed}"
+            self._emit(Warned(message=words))
+
     def _warn(self, placement: Placement) -> None:
         names = placement.rejected_names
-        listed = ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
         farthest_m = float(np.max(placement.georeference.residuals_m, initial=0.0))
         self._emit(
             Warned(
                 message=f"the GPS positions of {len(names)} keyframes disagree with the map, by up"
-                f" to {farthest_m:.0f} m, and are left out: {listed}"
+                f" to {farthest_m:.0f} m, and are left out: {_listed(names)}"
             )
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
 
 
 def _place_of(fix: GpsFix) -> tuple[float, float, float | None]:

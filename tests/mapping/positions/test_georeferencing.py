@@ -143,6 +143,19 @@ def test_the_placement_is_reported_when_it_is_first_known_or_final(placed: Place
 
 
 @pytest.mark.slow
+def test_positions_that_cannot_be_used_are_named_beside_those_that_place_the_map(
+    loop: SyntheticWorld,
+) -> None:
+    run = PlacedRun(loop, as_received=lambda i, fix: None if i in (3, 7) else fix)
+    assert run.placement is not None
+    (warning,) = run.emitted(Warned)
+    names = ", ".join(loop.keyframe(FrameId(i)).name for i in (3, 7))
+    assert warning.message == (
+        f"2 keyframes have no GPS position that can be used, it is bad: {names}"
+    )
+
+
+@pytest.mark.slow
 def test_shifted_positions_are_named_and_bend_nothing(loop: SyntheticWorld) -> None:
     shifted = (3, 7, 8, 13, 18)
     run = PlacedRun(loop, shifted=shifted)

@@ -95,6 +95,7 @@ def test_other_systems_than_wgs84_need_a_package(
         ("EPSG:4326\n8 47 1 5 inf a.jpg\n", "line 2 holds a number"),
         ("EPSG:4326\n8 NaN 1 5 5 a.jpg\n", "line 2 lacks a coordinate"),
         ("EPSG:4326\n47 98 1 5 5 a.jpg\n", "is no place in EPSG:4326"),
+        ("EPSG:4326\n8 47 1e9 5 5 a.jpg\n", "is no place in EPSG:4326"),
         ("EPSG:4326\n8 47 1 5 5 a.jpg P\n8 46 1 5 5 b.jpg P\n", "P has several places"),
         ("EPSG:4326\n8 47 1 5 5 a.jpg P\n8 47 1 6 5 a.jpg P\n", "P is marked twice"),
         ("EPSG:4326\n8 47 1 5 5 a.jpg \x1b[2J\n", "cannot be printed"),

@@ -251,20 +251,38 @@ def playlist(*pieces: str, duration_s: int = 1, ends: bool = True) -> bytes:
 def pieces_of_video(folder: Path, num: int = 2) -> dict[str, Answer]:
     """MPEG-TS pieces of ten frames at 15 Hz, as FFmpeg cuts a stream for HLS; by path."""
     pieces = str(folder / "piece%d")
-    options = {"hls_time": "0.6", "hls_segment_filename": pieces, "hls_list_size": "0"}
+    write_playlist(folder, 10 * num, {"hls_time": "0.6", "hls_segment_filename": pieces})
+    names = [f"piece{number}" for number in range(num)]
+    return {f"/{name}": body((folder / name).read_bytes()) for name in names}
+
+
+def write_playlist(folder: Path, num_frames: int, options: dict[str, str]) -> None:
+    """Frame n shows ``texture(n)``."""
+    options = {"hls_list_size": "0", **options}
     with av.open(str(folder / "list.m3u8"), "w", format="hls", options=options) as container:
         stream = container.add_stream(
             "libx264", rate=15, options={"tune": "zerolatency", "g": "10", "preset": "ultrafast"}
         )
         stream.width, stream.height = 160, 120
         stream.pix_fmt = "yuv420p"
-        for number in range(10 * num):
+        for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(texture(number), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    return {
-        f"/piece{number}": body((folder / f"piece{number}").read_bytes()) for number in range(num)
-    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"hls_segment_type": "fmp4"}, {"hls_flags": "single_file"}],
+    ids=["pieces", "fragments with a header of their own", "parts of one file"],
+)
+def test_playlists_as_ffmpeg_makes_them_are_read(options: dict[str, str], tmp_path: Path) -> None:
+    write_playlist(tmp_path, 20, {"hls_time": "0.6", "hls_playlist_type": "vod", **options})
+    answers = {f"/{path.name}": file_in_ranges(path.read_bytes()) for path in tmp_path.iterdir()}
+    items = serve(answers, until=reported(ENDED), path="/list.m3u8")
+    assert states_of(items) == [CONNECTED, ENDED]
+    assert len(frames_of(items)) == 20
+    assert not of_kind(items, RejectedFrame)
 
 
 @pytest.mark.parametrize("path", ["/x", "/live/list"])
@@ -287,6 +305,44 @@ def test_a_master_playlist_leads_to_its_pieces(tmp_path: Path) -> None:
         "/low/list.m3u8": body(playlist("/piece0", "/piece1")),
     }
     assert len(frames_of(serve(answers, until=reported(ENDED)))) == 20
+
+
+def test_of_several_variants_the_first_is_read_and_no_other(tmp_path: Path) -> None:
+    master = b"#EXTM3U\n" + b"".join(
+        b"#EXT-X-STREAM-INF:BANDWIDTH=%d\n/%s\n" % (bandwidth, name)
+        for bandwidth, name in ((90000, b"first"), (900000, b"second"))
+    )
+    pieces = pieces_of_video(tmp_path, 6)
+    others = {f"/other{path}": piece for path, piece in pieces.items()}
+    answers = {
+        **pieces,
+        **others,
+        "/x": body(master),
+        "/first": body(playlist(*pieces)),
+        "/second": body(playlist(*others)),
+    }
+    with HttpServer(answers) as server:
+        items = read(open_stream(server.url("/x")), until=reported(ENDED))
+    assert len(frames_of(items)) == 60
+    asked = [path for path, _ in server.requests]
+    assert "/other/piece5" not in asked
+    assert sum(path.startswith("/other") for path in asked) <= 3  # that are looked at
+
+
+def test_a_playlist_of_too_many_variants_is_refused() -> None:
+    variants = b"".join(b"#EXT-X-STREAM-INF:BANDWIDTH=1\n/%d\n" % n for n in range(5000))
+    assert "too long" in words_for(body(b"#EXTM3U\n" + variants))
+
+
+def test_a_playlist_whose_variants_lead_to_ever_more_variants_is_refused() -> None:
+    number = itertools.count()
+
+    def answer(request: Request) -> None:
+        lines = (b"#EXT-X-STREAM-INF:BANDWIDTH=1\n/x?%d\n" % next(number) for _ in range(50))
+        body(b"#EXTM3U\n" + b"".join(lines))(request)
+
+    assert "too long" in words_for(answer)
+    assert next(number) <= 500
 
 
 def test_a_playlist_that_grows_is_read_on(tmp_path: Path) -> None:

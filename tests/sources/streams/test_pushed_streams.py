@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from adapters.sources.streams import srt_program
+from adapters.sources.streams.datagrams import holds_transport_stream
 from adapters.sources.streams.push_listener import listening_early
 from engine.errors import SourceError
 from engine.types import Frame, SourceState
@@ -134,6 +135,45 @@ def test_a_sender_of_datagrams_that_falls_silent_is_lost(clip: Path) -> None:
     assert details_of(items, LOST) == ["nothing came for 0.5 s"]
 
 
+@pytest.mark.parametrize("datagram", [b"\x80\x60hello" * 99, b"G", b"G" + bytes(1315)])
+def test_datagrams_without_mpeg_ts_are_told_from_none(datagram: bytes) -> None:
+    port = free_port()
+    live = {**QUICK_END, "open_timeout_s": 60.0}
+    enough = threading.Event()
+
+    def send() -> None:
+        with socket.socket(type=socket.SOCK_DGRAM) as sender:
+            while not enough.wait(2e-3):
+                sender.sendto(datagram, (LOOPBACK, port))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        items = read(open_stream(f"udp://{LOOPBACK}:{port}", live=live), until=reported(LOST))
+    finally:
+        enough.set()
+        thread.join()
+    assert details_of(items, LOST)[0].startswith("what comes is no MPEG-TS: it begins with ")
+
+
+def test_datagrams_to_a_group_are_received(clip: Path) -> None:
+    place = f"udp://239.255.77.7:{free_port()}"
+    stream = open_stream(f"{place}?localaddr={LOOPBACK}")
+    assert stream.invitation() == f"waiting for a push to {place}"
+    with sending(clip, f"{place}?pkt_size=1316&localaddr={LOOPBACK}"):
+        items = read(stream, until=num_frames(5))
+    assert states_of(items) == [CONNECTED]
+
+
+def test_mpeg_ts_is_known_wherever_it_begins(clip: Path) -> None:
+    data = clip.read_bytes()
+    assert holds_transport_stream(data[: 7 * 188])
+    assert holds_transport_stream(data[100 : 100 + 7 * 188])
+    assert holds_transport_stream(bytes(12) + data[: 7 * 188])  # behind a header of RTP
+    assert not holds_transport_stream(bytes(7 * 188))
+    assert not holds_transport_stream(data[:100])
+
+
 def test_a_port_of_datagrams_that_is_taken_is_refused_before_the_run() -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as taken:
         taken.bind((LOOPBACK, 0))
@@ -164,6 +204,13 @@ def test_srt_is_received_where_a_sender_connects(clip: Path, capfd: Any) -> None
     assert states_of(items) == [CONNECTED]
     assert_shows_the_clip(items)
     assert "s3cret" not in repr(items) + "".join(capfd.readouterr())
+
+
+def test_nobody_connecting_by_srt_is_no_loss() -> None:
+    needs_srt()
+    live = {"open_timeout_s": 0.1, "read_timeout_s": 0.1, "give_up_after_s": 1.5}
+    items = read(open_stream(f"srt://{LOOPBACK}:{free_port()}?mode=listener", live=live))
+    assert states_of(items) == [SourceState.ENDED]
 
 
 def test_srt_is_pulled_from_a_server_and_found_again(clip: Path) -> None:

@@ -74,7 +74,7 @@ def test_srt_connects_unless_it_is_to_listen() -> None:
 
 def test_udp_listens_in_the_network_of_its_address_alone() -> None:
     address = parse("udp://127.0.0.1:5000")
-    assert (address.way, address.is_listening) == (Way.FFMPEG, True)
+    assert (address.way, address.is_listening) == (Way.UDP, True)
     assert (address.format, address.options["localaddr"]) == ("mpegts", "127.0.0.1")
     assert "localaddr" not in parse("udp://239.1.2.3:5000").options  # a group, in any of them
     assert "localaddr" not in parse("udp://239.1.2.3:5000?localaddr=10.0.0.7").options
