@@ -849,8 +849,8 @@ class RemoteConfig(Section):
 
     address: str = ""
     """Of the cluster: HOST:PORT of its head, where `ray start` runs on this machine, too; auto, the
-    one that this machine belongs to; or ray://HOST:PORT, over one port. Empty: all work is done
-    here."""
+    one that this machine belongs to; or ray://HOST:PORT, over one port, with Ray's extra client.
+    Empty: all work is done here."""
     matchers: Annotated[int, Field(ge=1, le=256)] = 1
     """Worker processes that hold the matcher; runs with the same settings share them in turn."""
     matcher_cpus: NonNegativeFloat = 1.0
@@ -871,7 +871,7 @@ class RemoteConfig(Section):
     none."""
     connect_timeout_s: PositiveFloat = 60.0
     """s. How long a run waits for the cluster at its start."""
-    call_timeout_s: PositiveFloat = 60.0
+    call_timeout_s: PositiveFloat = 30.0
     """s. A call that takes longer is made again on another worker."""
     stall_s: PositiveFloat = 5.0
     """s. Without an answer from any worker for so long the cluster counts as away."""
