@@ -23,8 +23,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.launch import LaunchOptions
-from adapters.launch import _window_solver as window_solver_of
+from adapters.launch import LaunchOptions, _window_solver
 from adapters.views.view_mode import ViewMode
 from adapters.windows import vggsfm_package
 from adapters.windows.vggsfm import VggsfmWindowSolver, cameras_of, open_vggsfm
@@ -41,6 +40,7 @@ from engine.window_types import WindowEstimate, WindowProblem, WindowStatus
 from engine.windows.model import WindowSolverConfig
 from engine.windows.solver import solve_window
 from tests.support.paths import ROOT
+from tests.support.synthetic import FakeMatcher, SyntheticWorld, straight_path
 from tests.support.vggsfm_fake import BACKBONE, FILES, write_files
 from tests.support.window_scenes import (
     FOCAL_PX,
@@ -520,6 +520,10 @@ def test_what_upstream_prints_goes_to_the_log(
     assert "VGGSfM says: solving" in caplog.text
     assert "non-commercial" in caplog.text
     assert sys.path == search_path
+
+
+def window_solver_of(config: Config, options: LaunchOptions) -> WindowSolver | None:
+    return _window_solver(config, options, FakeMatcher(SyntheticWorld(straight_path(2))))
 
 
 def test_a_run_has_the_solver_that_is_configured(checkout: Path, tmp_path: Path) -> None:

@@ -186,8 +186,11 @@ def test_it_is_exported_for_other_tools(town_run: Path, tmp_path: Path) -> None:
     assert {camera.model.name for camera in model.cameras.values()} == {"PINHOLE"}
     (transforms,) = out.rglob("transforms.json")
     assert len(json.loads(transforms.read_text())["frames"]) == num_images
-    (ply,) = out.rglob("*.ply")
-    assert ply.read_bytes().startswith(b"ply")
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.ply")} == {
+        "points.ply",
+        "sparse/0/points3D.ply",  # what trainers of splats begin with
+    }
+    assert all(path.read_bytes().startswith(b"ply") for path in out.rglob("*.ply"))
     lines = {path.name: len(trajectory_lines(path)) for path in out.rglob("*.txt")}
     assert NUM_FRAMES in lines.values()
 
