@@ -523,7 +523,7 @@ def test_what_upstream_prints_goes_to_the_log(
 
 
 def window_solver_of(config: Config, options: LaunchOptions) -> WindowSolver | None:
-    return _window_solver(config, options, FakeMatcher(SyntheticWorld(straight_path(2))))
+    return _window_solver(config, options, FakeMatcher(world=SyntheticWorld(straight_path(2))))
 
 
 def test_a_run_has_the_solver_that_is_configured(checkout: Path, tmp_path: Path) -> None:
