@@ -95,7 +95,7 @@ CalibrationOption = Annotated[
     list[str] | None,
     typer.Option(
         "--calibration",
-        metavar="[PATTERN=]FILE[#CAMERA]",
+        metavar="[PATTERN=]FILE[#ID]",
         help="COLMAP cameras.txt, OpenCV, ROS or Kalibr YAML; for cameras that match PATTERN.",
     ),
 ]
@@ -134,16 +134,18 @@ OutOption = Annotated[
 ]
 ViewOption = Annotated[
     ViewMode,
-    typer.Option("--view", help="record a file, spawn the viewer, serve browsers, or none."),
-]
-StaysOption = Annotated[
-    bool | None,
     typer.Option(
-        "--view-stays/--no-view-stays",
-        help="Whether the page of --view serve stays after the run; by default while somebody "
-        "may look.",
+        "--view", metavar="VIEW", help="record a file, spawn the viewer, serve browsers, or none."
     ),
 ]
+# Two flags, for a pair of them takes a column of the help for itself.
+StaysOption = Annotated[
+    bool,
+    typer.Option(
+        "--view-stays", help="The page of --view serve stays after the run; else while watched."
+    ),
+]
+EndsOption = Annotated[bool, typer.Option("--no-view-stays", help="It ends with the run.")]
 StrictOption = Annotated[
     bool,
     typer.Option("--strict", help="The first part that breaks ends the run."),
@@ -196,7 +198,8 @@ def run(
     scale_bar: ScaleBarOption = None,
     out: OutOption = None,
     view: ViewOption = ViewMode.RECORD,
-    view_stays: StaysOption = None,
+    view_stays: StaysOption = False,
+    view_ends: EndsOption = False,
     overwrite: OverwriteOption = False,
     onto: Annotated[
         Path | None,
@@ -231,7 +234,7 @@ def run(
             view=view,
             overwrite=overwrite,
             quiet=quiet,
-            view_stays=view_stays,
+            view_stays=_stays(view_stays, view_ends),
         )
         options = replace(options, record_input=record_input, profile=profile, early=early or None)
         config = [*_recorded_overlays(source), *(config or [])]
@@ -280,7 +283,8 @@ def resume(
     mask: MaskOption = None,
     calibration: CalibrationOption = None,
     view: ViewOption = ViewMode.RECORD,
-    view_stays: StaysOption = None,
+    view_stays: StaysOption = False,
+    view_ends: EndsOption = False,
     strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -300,7 +304,7 @@ def resume(
             view=view,
             overwrite=False,
             quiet=quiet,
-            view_stays=view_stays,
+            view_stays=_stays(view_stays, view_ends),
         )
         options = replace(options, going_on=going_on)
         outcome = _launch(_with_calibrations(going_on.config, calibration or []), options)
@@ -313,7 +317,8 @@ def demo(
     settings: SettingOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("runs/demo"),
     view: ViewOption = ViewMode.RECORD,
-    view_stays: StaysOption = None,
+    view_stays: StaysOption = False,
+    view_ends: EndsOption = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a former run in the folder.")] = True,
     quiet: QuietOption = False,
 ) -> None:
@@ -325,7 +330,7 @@ def demo(
             view=view,
             overwrite=overwrite,
             quiet=quiet,
-            view_stays=view_stays,
+            view_stays=_stays(view_stays, view_ends),
         )
         outcome = _launch(_load(config, settings), options)
         if outcome.num_registered:
@@ -736,6 +741,13 @@ def _recorded_overlays(sources: list[str]) -> list[str]:
         return [] if folder is None else [str(recorded_config(folder))]
     except SourceError as error:
         raise ConfigError(str(error)) from error
+
+
+def _stays(is_wanted: bool, is_unwanted: bool) -> bool | None:
+    """What --view-stays and --no-view-stays say."""
+    if is_wanted and is_unwanted:
+        raise ConfigError("--view-stays, --no-view-stays: one of them")
+    return is_wanted if is_wanted or is_unwanted else None
 
 
 def _options(

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pycolmap
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.types import Float64Array, Int64Array, Uint8Array
 

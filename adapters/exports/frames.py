@@ -2,7 +2,8 @@
 
 Tracked frames have poses in the run's trajectory; their pixels are read again from the source. Map
 points are followed into each (`frame_tracks`), and its pose is refined by them. A frame whose error
-is larger than 1.5 times that of the keyframes around it, or of the map, is left out and counted.
+is larger than 1.5 times that of the map and of the keyframes around it, into which points are
+followed alike, is left out and counted.
 """
 
 from __future__ import annotations
@@ -177,6 +178,7 @@ class _Reading:
         self._points: OrderedDict[str, KeyframePoints] = OrderedDict()  # used last at the end
         self._map_error_px = self._model.compute_mean_reprojection_error()
         self._errors_px = {name: _error_px(self._model, i) for name, i in self._images.items()}
+        self._keyframes_followed_px: dict[str, float] = {}  # by name
         self.left_out: Counter[str] = Counter()
 
     @property
@@ -242,7 +244,9 @@ class _Reading:
             cam_from_world=posed.cam_from_world,
         )
         limit_px = _MAX_ERROR_RATIO * max(
-            self._map_error_px, float(np.mean([self._errors_px[one.name] for one in near]))
+            self._map_error_px,
+            float(np.mean([self._errors_px[one.name] for one in near])),
+            float(np.mean([self._followed_px(one) for one in near])),
         )
         before = fit_of(tracks, posed.cam_from_world, camera=camera)
         fit = self._refined(tracks, before, camera=camera)
@@ -286,6 +290,25 @@ class _Reading:
             return before
         after = fit_of(tracks, pose.cam_from_world, camera=camera)
         return after if after.is_inlier.sum() >= before.is_inlier.sum() * 0.9 else before
+
+    def _followed_px(self, keyframe: PosedFrame) -> float:
+        """A keyframe's error by the same measure as that of frames; 0: it cannot be measured.
+
+        Flow has an error of its own, the larger the farther a view is from that of its keyframe.
+        """
+        if keyframe.name not in self._keyframes_followed_px:
+            image = self._images[keyframe.name]
+            pose = np.asarray(image.cam_from_world().matrix())
+            camera, near = self._model.camera(image.camera_id), self._around(keyframe)
+            error_px = 0.0
+            if near:
+                points = [self._points_of(one.name) for one in near]
+                grey = self._points_of(keyframe.name).grey
+                tracks = follow(points, grey, camera=camera, cam_from_world=pose)
+                fit = fit_of(tracks, pose, camera=camera)
+                error_px = fit.error_px if fit.is_inlier.sum() >= _MIN_INLIERS else 0.0
+            self._keyframes_followed_px[keyframe.name] = error_px
+        return self._keyframes_followed_px[keyframe.name]
 
     def _around(self, posed: PosedFrame) -> list[PosedFrame]:
         """The keyframes before and after a frame of its camera, the nearest first."""

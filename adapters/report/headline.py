@@ -128,7 +128,8 @@ def _dense_points(record: RunRecord) -> str:
 
 
 def _dropped(record: RunRecord) -> str:
-    num = sum(record.summary.frames_dropped.values())
+    listed_ones = sum(frame.is_dropped for frame in record.frames)
+    num = max(sum(record.summary.frames_dropped.values()), listed_ones)
     return f"{num:,} of them dropped" if num else "none dropped"
 
 

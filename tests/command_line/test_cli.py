@@ -26,7 +26,7 @@ from tests.support.waiting import HANG_S
 
 COMMANDS = [
     *("run", "resume", "demo", "evaluate", "export", "georeference", "report", "benchmark"),
-    "doctor",
+    *("batch", "doctor"),
 ]
 
 
@@ -501,6 +501,8 @@ def test_only_a_page_can_stay(launches: Launches) -> None:
     refused = livesfm("run", "a.mp4", "--view-stays")
     assert refused.exit_code == cli.REFUSED
     assert "--view-stays: goes with --view serve only" in refused.output
+    both = livesfm("run", "a.mp4", "--view", "serve", "--view-stays", "--no-view-stays")
+    assert both.exit_code == cli.REFUSED
     assert livesfm("run", "a.mp4", "--view", "serve", "--no-view-stays").exit_code == 0
     assert launches.options.staying is not None
     assert livesfm("run", "a.mp4").exit_code == 0

@@ -330,6 +330,8 @@ def test_what_is_missing_is_named_where_it_would_be_shown(
 
 def test_a_killed_run_is_told_from_one_that_ended(run: ReportedRun) -> None:
     (run.path / "summary.json").unlink()
+    with (run.path / "frames.csv").open("a") as file:
+        file.write(",photos,12,late.jpg,12.5,dropped:overload,,\n")
     verdict = {"level": "doubtful", "reasons": [{**WRONG, "level": "doubtful"}]}
     run.events[-1] = {"event": "VerdictChanged", "at_s": 3.0, "verdict": verdict}
     lines = "\n".join(json.dumps(event) for event in run.events)
@@ -337,6 +339,7 @@ def test_a_killed_run_is_told_from_one_that_ended(run: ReportedRun) -> None:
     text = page_of(run).text
     assert "Unfinished run: the map is doubtful so far" in text
     assert "livesfm resume field" in text
+    assert "13 1 of them dropped" in text
     assert "12 of 12" in text
     assert "summary.json is not there." in text
     assert "of a map judged doubtful" in text

@@ -23,7 +23,7 @@ from tests.support.trainer_readers import READERS, TrainerScene, read_as_gaussia
 
 TOWN = "synthetic:town?width=320&height=240&frames=40"
 LEAN = ["--view", "none", "--quiet", "--set", "dense.enabled=false"]
-NUM_READS = 20
+DENSE_TOWN = "synthetic:town?frames=60"  # half of its frames are no keyframes
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +69,7 @@ def test_a_trainer_that_reads_at_random_moments_of_a_run_never_sees_half_a_versi
 @pytest.fixture(scope="module")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("town") / "run"
-    livesfm("run", TOWN, "--out", run, *LEAN)
+    livesfm("run", DENSE_TOWN, "--out", run, *LEAN)
     return run
 
 
@@ -99,7 +99,7 @@ def test_all_frames_of_a_town_lie_on_the_true_path_as_well_as_its_keyframes(
     truth = truth_of(town)
     assert len(rows) >= 0.9 * len(truth)
     kinds = np.array([row["kind"] for row in rows])
-    assert (kinds != "keyframe").sum() >= 5
+    assert (kinds != "keyframe").sum() >= 20
     found = np.array([_center(model, row["image"]) for row in rows])
     true = np.array([truth[row["frame"]] for row in rows])
     aligned = pycolmap.estimate_sim3d(found[kinds == "keyframe"], true[kinds == "keyframe"])
@@ -117,7 +117,7 @@ def _center(model: pycolmap.Reconstruction, name: str) -> Float64Array:
     return np.asarray(image.projection_center())
 
 
-def test_frames_of_a_live_run_come_from_its_recording(tmp_path: Path, town: Path) -> None:
+def test_frames_of_a_run_come_from_its_recording_alike(tmp_path: Path) -> None:
     recorded = tmp_path / "recorded"
     livesfm("run", TOWN, "--out", tmp_path / "run", "--record-input", recorded, *LEAN)
     sources: dict[str, list[str | Path]] = {"again": [], "recorded": ["--source", recorded]}
