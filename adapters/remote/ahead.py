@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from adapters.remote.cluster import Cluster
 from engine.config import RemoteConfig
 from engine.types import FrameId
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class AheadWork:
@@ -41,17 +42,24 @@ class AheadWork:
         self.send(frame_id)
         self.submit(work)
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Does work on another thread, after what was submitted before."""
+    def submit(self, work: Callable[[], Result]) -> Future[Result | None] | None:
+        """Does work on another thread, after what was submitted before.
 
-        def attempt() -> None:
+        Returns:
+            Its result, None if it breaks; no future when the run has ended.
+        """
+
+        def attempt() -> Result | None:
             try:
-                work()
+                return work()
             except Exception:  # a task boundary: it is done in its turn
                 logger.exception("nothing is done ahead")
+                return None
 
-        with contextlib.suppress(RuntimeError):  # the run has ended
-            self._thread.submit(attempt)
+        try:
+            return self._thread.submit(attempt)
+        except RuntimeError:  # the run has ended
+            return None
 
     def send(self, frame_id: FrameId) -> None:
         """Counts a keyframe as one of those whose work the cluster has."""

@@ -7,6 +7,7 @@ cluster. Its state is made from its image meanwhile, on the worker with least to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Protocol
 
@@ -22,6 +23,8 @@ from engine.errors import InferenceError
 from engine.types import Features, Frame, FrameId, MatchRequest, PairMatches
 
 Keys = tuple[str, str]  # of the states of a pair
+
+_SEND_TIMEOUT_S = 10.0
 
 
 class StateSource(Protocol):
@@ -80,7 +83,7 @@ class RemoteDense:
         self._ahead = AheadWork(config, self.cluster)
         self._begun: dict[FrameId, list[Keys]] = {}  # ahead
         self._newest = FrameId(0)  # whose turn has come
-        self._states: dict[FrameId, Call] = {}  # that are being made
+        self._states: dict[FrameId, Future[Call | None]] = {}  # that are being made
 
     @property
     def name(self) -> str:
@@ -112,22 +115,28 @@ class RemoteDense:
             InferenceError: its image cannot be kept.
         """
         self._source.keep(frame)
-        self._ahead.begin(frame.frame_id, lambda: self._make_state(frame.frame_id))
+        if self._is_usable():
+            self._ahead.send(frame.frame_id)
+            making = self._ahead.submit(lambda: self._make_state(frame.frame_id))
+            if making is not None:
+                self._states[frame.frame_id] = making
         self._ahead.count("described_here")
         return dense_features(frame, self._dense)
 
-    def _make_state(self, frame_id: FrameId) -> None:
+    def _make_state(self, frame_id: FrameId) -> Call | None:
         key = str(frame_id)
         made_from = self._source.provide(key)
-        if made_from is not None and "state" not in made_from.arrays:
-            self._states[frame_id] = self.cluster.make_state(key, made_from)
+        if made_from is None or "state" in made_from.arrays:
+            return None
+        return self.cluster.make_state(key, made_from)
 
     def place_vector(self, frame_id: FrameId) -> np.ndarray | None:
         """What recognizes a keyframe's place, (E,); None where the cluster does not say."""
-        call = self._states.pop(frame_id, None)
+        making = self._states.pop(frame_id, None)
         try:
+            call = None if making is None else making.result(_SEND_TIMEOUT_S)
             return None if call is None else self.cluster.result(call).arrays.get("vector")
-        except ClusterAwayError:
+        except (ClusterAwayError, TimeoutError):
             return None
 
     def match_ahead(self, frame_id: FrameId, requests: Sequence[MatchRequest]) -> None:
