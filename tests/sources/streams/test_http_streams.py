@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
 import pytest
 
 from adapters.sources.streams import http_files
+from adapters.sources.streams.http_client import HttpAnswer, HttpClient
+from adapters.sources.streams.http_files import HttpFile, HttpFiles
+from adapters.sources.streams.patience import StreamError
 from engine.types import DropReason, Frame, RejectedFrame, SourceNotice, SourceState
 from tests.support.http_servers import (
     Answer,
@@ -405,6 +409,43 @@ def test_an_encrypted_playlist_is_refused_with_words() -> None:
     key = b'#EXT-X-KEY:METHOD=AES-128,URI="key.bin"\n#EXTINF'
     text = playlist("/piece0").replace(b"#EXTINF", key)
     assert "encrypted" in words_for(body(text))
+
+
+class WholeAnswer:
+    """An answer as a file reads it, without a server."""
+
+    url, begins_at, num_bytes = "http://127.0.0.1/x", 0, None
+
+    def __init__(self, data: bytes) -> None:
+        self._left = io.BytesIO(data)
+
+    def begin(self) -> bytes:
+        return self._left.getvalue()[:16]
+
+    def read(self, num_bytes: int) -> bytes:
+        return self._left.read(num_bytes)
+
+
+@pytest.mark.parametrize("place", [60_000, 65_536 - 20, 65_536 - 300])
+def test_a_key_is_seen_wherever_a_read_cuts_its_line(place: int) -> None:
+    key = b'#EXT-X-KEY:URI="' + b"k" * 400 + b'",METHOD=AES-128\n'
+    files = HttpFiles(cast("HttpClient", None), max_frame_bytes=10**6)
+    begin = b"#EXTM3U\n"
+    text = begin + b"#\n" * ((place - len(begin)) // 2) + key
+    file = HttpFile(cast("HttpAnswer", WholeAnswer(text)), files=files)
+    with pytest.raises(StreamError, match="encrypted"):
+        while file.read(1 << 16):
+            pass
+
+
+def test_a_playlist_of_one_line_is_refused_before_much_of_it_is_looked_at() -> None:
+    text = b"#EXTM3U\n" + b"#EXT-X-KEY:" * 300_000
+    files = HttpFiles(cast("HttpClient", None), max_frame_bytes=10**6)
+    file = HttpFile(cast("HttpAnswer", WholeAnswer(text)), files=files)
+    begin_s = time.thread_time()
+    with pytest.raises(StreamError, match="too long"):
+        file.read(1 << 16)
+    assert time.thread_time() - begin_s < 0.2  # of this thread alone
 
 
 def test_a_piece_that_is_missing_costs_itself(tmp_path: Path) -> None:
