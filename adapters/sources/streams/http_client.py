@@ -42,7 +42,7 @@ _MOVED = frozenset({301, 302, 303, 307, 308})
 _URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"
 _READ_BYTES = 1 << 16
 _BEGIN_BYTES = 16  # that tell most kinds of files apart
-_CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-\d+/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes\s+([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}(?![0-9])|\*)")
 _ENDLESS_BYTES = frozenset({2**31 - 1, 2**32 - 1, 2**63 - 1})  # as some say of live streams
 _LOOPBACK, _PRIVATE, _PUBLIC = range(3)
 
@@ -151,8 +151,10 @@ class HttpClient:
                     self._challenge = _challenge_of(response)
                     continue
                 _refuse_status(response)
+                with in_words():
+                    answer = HttpAnswer(response, url=url)
                 is_taken = True
-                return HttpAnswer(response, url=url)
+                return answer
             finally:
                 if not is_taken:
                     response.close()

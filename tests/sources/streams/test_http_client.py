@@ -89,6 +89,15 @@ def test_a_part_of_a_file_is_asked_for() -> None:
         assert all_of(whole) == DATA
 
 
+@pytest.mark.parametrize("place", ["0-5/{0}", "{0}-5/6", "0-{0}/6", "0-5", "\u00b2-3/4", "-"])
+def test_a_place_that_is_none_says_nothing_of_the_file(place: str) -> None:
+    place = f"bytes {place.format('9' * 5000)}"
+    with HttpServer({"/x": status(206, Content_Range=place)}) as server:
+        answer = client_of(server.url("/x")).open()
+        assert (answer.begins_at, answer.num_bytes) == (0, 0)
+        answer.close()
+
+
 @pytest.mark.parametrize("protected", [basic_protected, digest_protected])
 def test_a_password_opens_what_it_protects_and_is_asked_for_once(
     protected: Callable[[str, str, Answer], Answer],
