@@ -203,7 +203,7 @@ class HttpClient:
         space = _space_of(connection.getpeername()[0])
         if self._space is None:
             self._space = space
-        if space < self._space and host != urlsplit(self.url).hostname:
+        if space < self._space:  # the same name, too: it may be another computer's by now
             raise StreamError(
                 f"connected, but it leads to {host}, which is in a private network: refused"
             )

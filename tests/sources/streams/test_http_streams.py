@@ -405,6 +405,16 @@ def test_a_public_server_leads_into_no_private_network(
         assert frames_of(read(open_stream(inner.url("/x")), until=num_frames(1)))
 
 
+def test_a_name_that_is_a_private_computers_by_now_is_not_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from adapters.sources.streams import http_client
+
+    spaces = iter((2, 1))  # of the same name, one request after the other
+    monkeypatch.setattr(http_client, "_space_of", lambda _: next(spaces))
+    assert "private network" in words_for(moved("/y"))
+
+
 def test_an_encrypted_playlist_is_refused_with_words() -> None:
     key = b'#EXT-X-KEY:METHOD=AES-128,URI="key.bin"\n#EXTINF'
     text = playlist("/piece0").replace(b"#EXTINF", key)
