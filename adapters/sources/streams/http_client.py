@@ -8,6 +8,7 @@ go to the server of the address alone.
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.client
 import io
 import ipaddress
@@ -44,6 +45,7 @@ _READ_BYTES = 1 << 16
 _BEGIN_BYTES = 16  # that tell most kinds of files apart
 _CONTENT_RANGE = re.compile(r"bytes\s+([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}(?![0-9])|\*)")
 _ENDLESS_BYTES = frozenset({2**31 - 1, 2**32 - 1, 2**63 - 1})  # as some say of live streams
+_HASHES = {"MD5": "md5", "SHA-256": "sha256"}  # of Digest
 _LOOPBACK, _PRIVATE, _PUBLIC = range(3)
 
 
@@ -121,8 +123,9 @@ class HttpClient:
         self._challenge = ""  # how the server wants the password
         passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
         if self._password is not None:
-            passwords.add_password(None, self.url, *self._password)
-        self._digest = urllib.request.HTTPDigestAuthHandler(passwords)
+            whole = parts._replace(netloc=place, path="/", query="", fragment="").geturl()
+            passwords.add_password(None, whole, *self._password)
+        self._digest = _Digest(passwords)
 
     def open(self, url: str = "", *, begin: int = 0, end: int | None = None) -> HttpAnswer:
         """The answer to a request, after redirects.
@@ -183,14 +186,11 @@ class HttpClient:
 
     def _authorization(self, parts: SplitResult) -> str:
         """The password in the form that the server wants (RFC 7617, RFC 7616)."""
-        scheme, _, rest = self._challenge.partition(" ")
-        if scheme.lower() == "digest":
-            fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(rest))
+        scheme = self._challenge.partition(" ")[0]
+        if fields := _digest_fields(self._challenge):
             request = urllib.request.Request(parts.geturl())
-            digest = self._digest.get_authorization(request, fields)
-            if digest is not None:
-                return f"Digest {digest}"
-        elif scheme.lower() == "basic":
+            return f"Digest {self._digest.get_authorization(request, fields)}"
+        if scheme.lower() == "basic":
             user, password = self._password or ("", "")
             return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
         raise StreamError(
@@ -207,6 +207,21 @@ class HttpClient:
             raise StreamError(
                 f"connected, but it leads to {host}, which is in a private network: refused"
             )
+
+
+class _Digest(urllib.request.HTTPDigestAuthHandler):
+    """Answers challenges by Digest, with SHA-256, too."""
+
+    def get_algorithm_impls(
+        self, algorithm: str
+    ) -> tuple[Callable[[str], str], Callable[[str, str], str]]:
+        """How texts are hashed, and a secret with a text (RFC 7616, section 3.3)."""
+        name = _HASHES[algorithm.upper()]
+
+        def hashed(text: str) -> str:
+            return hashlib.new(name, text.encode(), usedforsecurity=False).hexdigest()
+
+        return hashed, lambda secret, text: hashed(f"{secret}:{text}")
 
 
 class _Connection(http.client.HTTPConnection):
@@ -342,9 +357,28 @@ def _moved(url: str, response: http.client.HTTPResponse) -> str:
 
 
 def _challenge_of(response: http.client.HTTPResponse) -> str:
-    """How a server wants the password: in the way that does not show it, where it offers both."""
+    """How a server wants the password: of the ways known, the first that does not show it."""
     challenges = [one.strip() for one in response.headers.get_all("WWW-Authenticate") or []]
-    return min(challenges, key=lambda one: not one.lower().startswith("digest"), default="")
+    digests = [one for one in challenges if _digest_fields(one)]
+    basic = [one for one in challenges if one.lower().startswith("basic")]
+    return next(iter([*digests, *basic, *challenges]), "")
+
+
+def _digest_fields(challenge: str) -> dict[str, str]:
+    """What a challenge by Digest says (RFC 7616); nothing where it is none that can be answered."""
+    scheme, _, rest = challenge.partition(" ")
+    if scheme.lower() != "digest":
+        return {}
+    try:
+        fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(rest))
+    except (ValueError, IndexError):  # without a value, or with an empty one
+        return {}
+    fields = {name.lower(): value for name, value in fields.items()}
+    ways = [way.strip().lower() for way in fields.pop("qop", "").split(",")]
+    is_known = "realm" in fields and "nonce" in fields and ("auth" in ways or ways == [""])
+    if not is_known or fields.get("algorithm", "MD5").upper() not in _HASHES:
+        return {}
+    return {**fields, "qop": "auth"} if "auth" in ways else fields
 
 
 def _refuse_status(response: http.client.HTTPResponse) -> None:

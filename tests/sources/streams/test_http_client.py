@@ -112,6 +112,15 @@ def test_a_password_opens_what_it_protects_and_is_asked_for_once(
             assert caught.value.loss.is_refused
 
 
+@pytest.mark.parametrize("protected", [basic_protected, digest_protected])
+def test_a_password_opens_every_path_of_the_server_of_its_address(
+    protected: Callable[[str, str, Answer], Answer],
+) -> None:
+    answers = {"/a/x": moved("/y"), "/y": body(DATA)}
+    with HttpServer({path: protected("me", "x", answers[path]) for path in answers}) as server:
+        assert all_of(client_of(server.url("/a/x", user="me:x")).open()) == DATA
+
+
 def test_a_password_goes_to_the_server_of_its_address_alone() -> None:
     with (
         HttpServer({"/y": basic_protected("me", "secret", body(DATA))}) as other,
@@ -122,10 +131,32 @@ def test_a_password_goes_to_the_server_of_its_address_alone() -> None:
         assert "Authorization" not in other.requests[0][1]
 
 
-def test_a_password_that_is_wanted_in_an_unknown_way_is_refused() -> None:
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"algorithm": "SHA-256"},
+        {"before": ['Digest realm="a", nonce="x", qop="auth", algorithm=SHA-512-256']},
+        {"before": ['Digest realm="a", nonce="x", qop="auth-int"']},
+        {"before": ["Digest realm", "Digest realm=, nonce=x", 'Digest realm="a"', "Basic realm=a"]},
+        {"qop": "auth-int, auth"},
+    ],
+    ids=["SHA-256", "an algorithm", "protection", "no words of it", "ways"],
+)
+def test_of_the_ways_a_password_is_wanted_one_that_is_known_is_taken(form: dict[str, Any]) -> None:
+    with HttpServer({"/x": digest_protected("me", "gru\u00dfwort", body(DATA), **form)}) as server:
+        assert all_of(client_of(server.url("/x", user="me:gru%C3%9Fwort")).open()) == DATA
+
+
+@pytest.mark.parametrize(
+    "challenge",
+    ["Bearer realm=x", "Digest realm", "Digest realm=,nonce=x", 'Digest realm="a"', "Digest"]
+    + [f'Digest realm="a", nonce="x", {more}' for more in ('qop="auth-int"', "algorithm=MD5-sess")],
+)
+def test_a_password_that_is_wanted_in_an_unknown_way_is_refused(challenge: str) -> None:
+    words = f"a way that is not known: '{challenge.partition(' ')[0]}'"
     with (
-        HttpServer({"/x": status(401, WWW_Authenticate="Bearer realm=x")}) as server,
-        pytest.raises(StreamError, match="'Bearer'") as caught,
+        HttpServer({"/x": status(401, WWW_Authenticate=challenge)}) as server,
+        pytest.raises(StreamError, match=words) as caught,
     ):
         client_of(server.url("/x", user="me:secret")).open()
     assert caught.value.loss.is_refused
