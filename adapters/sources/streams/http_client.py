@@ -148,8 +148,10 @@ class HttpClient:
                 if response.status in _MOVED:
                     url = _moved(url, response)
                     continue
-                is_ours = self._password is not None and _origin(parts) == self._origin
-                if response.status == HTTPStatus.UNAUTHORIZED and is_ours and not was_challenged:
+                is_asked = response.status == HTTPStatus.UNAUTHORIZED and self._password is not None
+                if is_asked:
+                    self._refuse_others(parts)
+                if is_asked and not was_challenged:
                     was_challenged = True
                     self._challenge = _challenge_of(response)
                     continue
@@ -197,6 +199,20 @@ class HttpClient:
             f"connected, but it wants the password in a way that is not known: {scheme[:20]!r}",
             is_refused=True,
         )
+
+    def _refuse_others(self, parts: SplitResult) -> None:
+        """Keeps the password from servers that the address does not name.
+
+        Raises:
+            StreamError: this is one.
+        """
+        scheme, host, port = _origin(parts)
+        if (scheme, host, port) != self._origin:
+            raise StreamError(
+                f"connected, but it leads to {scheme}://{host}:{port}, which wants a password;"
+                " only the server of the address is given it: name that one",
+                is_refused=True,
+            )
 
     def _check(self, connection: socket.socket, host: str) -> None:
         """Refuses servers more private than the one that leads to them."""

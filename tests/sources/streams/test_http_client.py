@@ -126,8 +126,12 @@ def test_a_password_goes_to_the_server_of_its_address_alone() -> None:
         HttpServer({"/y": basic_protected("me", "secret", body(DATA))}) as other,
         HttpServer({"/x": basic_protected("me", "secret", moved(other.url("/y")))}) as server,
     ):
-        with pytest.raises(StreamError, match="wrong or no password"):
+        words = f"leads to {other.url('')}, which wants a password; only the server"
+        with pytest.raises(StreamError, match=words) as caught:
             client_of(server.url("/x", user="me:secret")).open()
+        assert caught.value.loss.is_refused
+        assert "secret" not in str(caught.value)
+        assert len(other.requests) == 1
         assert "Authorization" not in other.requests[0][1]
 
 
