@@ -15,6 +15,7 @@ import ipaddress
 import re
 import socket
 import ssl
+import time
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable
@@ -326,7 +327,8 @@ class _PatientReads(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer) -> int:
-        """Waits for the next bytes."""
+        """Waits for the next bytes; not for ever, even where some are always there."""
+        self._patience.check(time.monotonic())
         return retried(lambda: self._connection.recv_into(buffer), self._connection, self._patience)
 
     def close(self) -> None:

@@ -84,11 +84,14 @@ class HttpReader:
     def _read_parts(self, answer: HttpAnswer, patience: Patience) -> str:
         """Takes the parts of a multipart stream; returns why nothing more comes."""
         parts = MultipartReader(max_part_bytes=self._max_bytes, announced=answer.boundary.encode())
-        patience.unlimit()
+        silence_s = self._config.read_timeout_s
         is_connected = False
         part_came_s = time.monotonic()
         try:
-            while data := answer.read():
+            while True:
+                patience.limit(silence_s, too_late=f"nothing came for {silence_s:g} s")
+                if not (data := answer.read()):
+                    break
                 for part in parts.feed(data):
                     if not is_connected:
                         self._report_picture(part)
@@ -96,8 +99,8 @@ class HttpReader:
                     part_came_s = time.monotonic()
                     self._take_part(part)
                 # Bytes without an end keep the time-out from running out.
-                if time.monotonic() - part_came_s > self._config.read_timeout_s:
-                    return f"connected, but no picture for {self._config.read_timeout_s:g} s"
+                if time.monotonic() - part_came_s > silence_s:
+                    return f"connected, but no picture for {silence_s:g} s"
         except MultipartError as error:
             return f"connected, but {error}"
         return "the stream ended" if is_connected else "connected, but no pictures in this stream"

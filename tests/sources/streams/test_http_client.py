@@ -253,3 +253,39 @@ def test_what_is_no_longer_wanted_ends_a_request_that_hangs() -> None:
     stop = threading.Event()
     with raw_server(on_connection=stop.set) as port, pytest.raises(StreamError, match="stopped"):
         client_of(f"http://127.0.0.1:{port}/", stop=stop).open()
+
+
+FLOODS = {
+    "answers to come": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "fields behind the end": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n",
+        b"A: b\r\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+@pytest.mark.parametrize("is_stopped", [True, False], ids=["stopped", "out of time"])
+def test_a_server_that_never_stops_sending_is_left_in_time(kind: str, is_stopped: bool) -> None:
+    stop = threading.Event()
+    patience = Patience(stop, silence_s=HANG_S)
+    begin, again = FLOODS[kind]
+    num_sent = 0
+
+    def answer(request: Request) -> None:
+        nonlocal num_sent
+        request.wfile.write(begin)
+        while num_sent < 200_000_000:
+            num_sent += request.wfile.write(again * 4000)
+            if num_sent < 1_000_000:
+                continue
+            if is_stopped:
+                stop.set()
+            else:
+                patience.limit(0.0, too_late="out of time")
+
+    with HttpServer({"/x": answer}) as server:
+        client = HttpClient(server.url("/x"), config=LiveSourcesConfig(), patience=patience)
+        with pytest.raises(StreamError, match="stopped" if is_stopped else "out of time"):
+            all_of(client.open())
+    assert num_sent < 100_000_000  # in the buffers of sockets

@@ -574,6 +574,24 @@ def test_what_does_not_end_takes_bounded_memory(kind: str, monkeypatch: pytest.M
     assert num_sent < 50_000_000  # some lie in the buffers of both sockets
 
 
+def test_a_camera_that_sends_fields_for_ever_behind_its_last_picture_is_lost() -> None:
+    part = b"--part\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(PICTURES[0])
+    data = part + PICTURES[0]
+    num_sent = 0
+
+    def answer(request: Request) -> None:
+        nonlocal num_sent
+        multipart = "multipart/x-mixed-replace; boundary=part"
+        head(request, Content_Type=multipart, Transfer_Encoding="chunked")
+        request.wfile.write(b"%x\r\n%s\r\n0\r\n" % (len(data), data))
+        while num_sent < 500_000_000:
+            num_sent += request.wfile.write(b"A: b\r\n" * 100)
+
+    items = serve({"/x": answer}, until=reported(LOST), live={**QUICK_END, "read_timeout_s": 0.5})
+    assert len(frames_of(items)) == 1
+    assert details_of(items, LOST) == ["nothing came for 0.5 s"]
+
+
 def test_closing_ends_the_thread_while_a_video_waits(short_mp4: bytes) -> None:
     number = itertools.count()
     items = serve({"/x": file_in_ranges(short_mp4)}, until=lambda _: next(number) == 2)
