@@ -63,6 +63,12 @@ class Patience:
         """What was to be in time has come."""
         self._until_s = math.inf
 
+    @property
+    def left_s(self) -> float:
+        """How long what begins now may be waited for."""
+        is_limited = self._until_s < math.inf
+        return self._until_s - time.monotonic() if is_limited else self.silence_s
+
     def check(self, waiting_since_s: float) -> None:
         """Whether waiting may go on.
 
@@ -77,8 +83,17 @@ class Patience:
         if now_s - waiting_since_s > self.silence_s and self._until_s == math.inf:
             raise OutOfPatienceError(f"nothing came for {self.silence_s:g} s")
 
-    def wait_for(self, connection: socket.socket | int, *, to_write: bool = False) -> None:
+    def wait_for(
+        self,
+        connection: socket.socket | int,
+        *,
+        to_write: bool = False,
+        at_most_s: float = math.inf,
+    ) -> bool:
         """Waits until a socket or pipe can be read from, or written to.
+
+        Returns:
+            Whether it can; False after ``at_most_s``.
 
         Raises:
             OutOfPatienceError: that took too long, or is no longer wanted.
@@ -87,8 +102,11 @@ class Patience:
         both = ([], [connection]) if to_write else ([connection], [])
         while True:
             self.check(since_s)
-            if any(select.select(*both, [], _LOOK_AGAIN_S)):
-                return
+            left_s = since_s + at_most_s - time.monotonic()
+            if any(select.select(*both, [], min(max(left_s, 0.0), _LOOK_AGAIN_S))):
+                return True
+            if left_s <= 0.0:
+                return False
 
     def sleep(self, duration_s: float) -> None:
         """Waits for a time; shorter when nobody wants what comes any more."""
