@@ -67,7 +67,7 @@ class HttpReader:
                     case HttpKind.PARTS:
                         return Loss(detail=self._read_parts(answer, patience))
                     case HttpKind.PICTURE:
-                        last = self._take_picture(answer, b"")
+                        last = self._take_picture(answer, None)
                     case HttpKind.PLAYLIST | HttpKind.VIDEO as kind:
                         is_playlist = kind is HttpKind.PLAYLIST
                         return self._read_video(answer, client, patience, is_playlist=is_playlist)
@@ -122,10 +122,13 @@ class HttpReader:
                 last = self._take_picture(answer, last)
             wait_s = max(1.0 / self._config.snapshot_rate_hz - (time.monotonic() - asked_s), 0.0)
 
-    def _take_picture(self, answer: HttpAnswer, last: bytes) -> bytes:
-        """Takes a picture unless it is the last one again; returns it, b"" if it is too large."""
+    def _take_picture(self, answer: HttpAnswer, last: bytes | None) -> bytes:
+        """Takes a picture unless it is the last one again; returns it, b"" if it is too large.
+
+        Without a last one it is the first of the connection.
+        """
         picture = self._picture_of(answer)
-        if not last:
+        if last is None:
             self._report_picture(picture)
         if picture != last:
             self._take_part(picture)
