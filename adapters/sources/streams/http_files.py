@@ -24,7 +24,8 @@ _MAX_RESTARTS = 8  # of a file that the server gives whole only
 _MAX_MISSED_PIECES = 3  # in a row: a server deletes old ones
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAX_LINE_BYTES = 8192  # of a playlist; FFmpeg keeps 4095
-_TARGET_DURATION = re.compile(rb"#EXT-X-TARGETDURATION:[ \t]*([0-9]{1,4})")
+_TARGET_DURATION = re.compile(rb"#EXT-X-TARGETDURATION:[ \t]*([0-9]{1,18})")
+_MAX_PIECE_S = 30.0  # that is believed: it decides how long silence is taken for waiting
 _VARIANTS = (b"#EXT-X-STREAM-INF:", b"#EXT-X-MEDIA:")
 _KEYS = (b"#EXT-X-KEY:", b"#EXT-X-SESSION-KEY:")
 _ENCRYPTED = re.compile(rb"METHOD=(?!NONE)")
@@ -41,7 +42,7 @@ class HttpFiles:
             max_frame_bytes: read between two frames at most.
         """
         self.client = client
-        self.piece_s = 0.0  # how long a playlist's pieces last at most
+        self.piece_s = 0.0  # how long a playlist's pieces last at most, as far as it is believed
         self.num_variants = 0  # of all playlists
         self._max_frame_bytes = max_frame_bytes
         self._num_left = _MAX_HEADER_BYTES
@@ -230,7 +231,8 @@ class HttpFile:
         elif line.startswith(_KEYS) and _ENCRYPTED.search(line):
             raise self._files.failed("connected, but the pieces of its playlist are encrypted")
         elif duration := _TARGET_DURATION.match(line):
-            self._files.piece_s = max(self._files.piece_s, int(duration[1]))
+            piece_s = min(float(duration[1]), _MAX_PIECE_S)
+            self._files.piece_s = max(self._files.piece_s, piece_s)
 
 
 def _and_then(error: StreamError) -> str:

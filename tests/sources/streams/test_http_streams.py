@@ -448,6 +448,18 @@ def test_a_key_is_seen_wherever_a_read_cuts_its_line(place: int) -> None:
             pass
 
 
+@pytest.mark.parametrize(("said_s", "believed_s"), [(6, 6.0), (9999, 30.0), (10**17, 30.0)])
+def test_a_playlist_decides_only_so_much_of_how_long_silence_may_be(
+    said_s: int, believed_s: float
+) -> None:
+    files = HttpFiles(cast("HttpClient", None), max_frame_bytes=10**6)
+    text = playlist("/piece0", duration_s=said_s)
+    file = HttpFile(cast("HttpAnswer", WholeAnswer(text)), files=files)
+    while file.read(1 << 16):
+        pass
+    assert files.piece_s == believed_s
+
+
 def test_a_playlist_of_one_line_is_refused_before_much_of_it_is_looked_at() -> None:
     text = b"#EXTM3U\n" + b"#EXT-X-KEY:" * 300_000
     files = HttpFiles(cast("HttpClient", None), max_frame_bytes=10**6)
