@@ -229,10 +229,10 @@ class HttpReader:
                 after_s=self._taken_until_s if is_stored else -math.inf,
                 frame_came=frame_came,
             )
-            is_end = is_stored and not self._stop.is_set()
         except StreamError as error:
-            detail, is_end = error.loss.detail, False
+            detail = error.loss.detail
         except (av.error.FFmpegError, OSError) as error:
-            detail, is_end = reading_failed(error, silence_s=silence_s), False
+            detail = reading_failed(error, silence_s=silence_s)
         self._taken_until_s = max(self._taken_until_s, reader.last_s)
+        is_end = is_stored and reader.has_ended and not self._stop.is_set()
         return Loss(detail="the video is over" if is_end else detail, is_end=is_end)

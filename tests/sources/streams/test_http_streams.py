@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from adapters.sources.streams import http_files
+from adapters.sources.streams.container_reading import ContainerReader
 from adapters.sources.streams.http_client import HttpAnswer, HttpClient
 from adapters.sources.streams.http_files import HttpFile, HttpFiles
 from adapters.sources.streams.patience import StreamError
@@ -231,6 +232,16 @@ def test_a_video_that_breaks_off_goes_on_where_it_was(tmp_path: Path) -> None:
     marks = [round(float(frame.pixels[:, :30].mean())) for frame in frames_of(items)]
     assert len(marks) == 30
     np.testing.assert_allclose(marks, range(30), atol=3)
+
+
+def test_a_stored_video_that_fails_is_not_said_to_be_over(
+    short_mp4: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "connected, but nothing that comes can be decoded"
+    monkeypatch.setattr(ContainerReader, "read", lambda reader, **_: words)
+    items = serve({"/x": file_in_ranges(short_mp4)}, until=reported(LOST), live=QUICK_END)
+    assert states_of(items) == [CONNECTED, LOST]
+    assert details_of(items, LOST) == [words]
 
 
 def test_two_sizes_in_one_stream_are_two_cameras(tmp_path: Path) -> None:
