@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-import select
+import selectors
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Waiting = TypeVar("Waiting", bound=socket.socket | int)
 
 _LOOK_AGAIN_S = 0.1
+# It needs no file of its own; select takes none beyond the first 1024 of a process.
+_Selector: type[selectors.BaseSelector] = getattr(
+    selectors, "PollSelector", selectors.SelectSelector
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +107,10 @@ class Patience:
             OutOfPatienceError: that took too long, or is no longer wanted.
         """
         since_s = time.monotonic()
-        both = ([], [connection]) if to_write else ([connection], [])
         while True:
             self.check(since_s)
             left_s = since_s + at_most_s - time.monotonic()
-            if any(select.select(*both, [], min(max(left_s, 0.0), _LOOK_AGAIN_S))):
+            if ready([connection], min(left_s, _LOOK_AGAIN_S), to_write=to_write):
                 return True
             if left_s <= 0.0:
                 return False
@@ -111,3 +118,19 @@ class Patience:
     def sleep(self, duration_s: float) -> None:
         """Waits for a time; shorter when nobody wants what comes any more."""
         self._stop.wait(duration_s)
+
+
+def ready(
+    waiting: Sequence[Waiting], timeout_s: float, *, to_write: bool = False
+) -> list[Waiting]:
+    """Those of some sockets or pipes that can be read from, or written to.
+
+    Args:
+        waiting: open, each once.
+        timeout_s: how long the first is waited for.
+        to_write: rather than to read.
+    """
+    event = selectors.EVENT_WRITE if to_write else selectors.EVENT_READ
+    with _Selector() as selector:
+        keys = {selector.register(one, event).fd: one for one in waiting}
+        return [keys[key.fd] for key, _ in selector.select(max(timeout_s, 0.0))]
