@@ -120,9 +120,7 @@ class Patience:
         self._stop.wait(duration_s)
 
 
-def ready(
-    waiting: Sequence[Waiting], timeout_s: float, *, to_write: bool = False
-) -> list[Waiting]:
+def ready(waiting: Sequence[Waiting], timeout_s: float, *, to_write: bool = False) -> list[Waiting]:
     """Those of some sockets or pipes that can be read from, or written to.
 
     Args:
