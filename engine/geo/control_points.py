@@ -18,7 +18,7 @@ from engine.geo.similarity_fit import (
     mean_height,
 )
 from engine.geometry import transform_points
-from engine.types import BoolArray, ControlPoint, Float64Array, freeze_field
+from engine.types import BoolArray, ControlPoint, Float64Array, Int64Array, freeze_field
 
 MIN_CONTROL_POINTS = 3
 _NUM_TRUSTED = 4  # at least, before one can be told to be wrong: three fit any similarity
@@ -68,10 +68,10 @@ def lay_onto_control_points(
     """The similarity that lays a map onto its control points by least squares.
 
     Each counts by the accuracy of surveys (``control_accuracy_m``) and of its place in the map.
-    From the half of the points that a robust fit has nearest, others are added as long as they
-    agree: by the F test of one more point in a forward search (Atkinson and Riani, 2000). Those
-    that are left contradict the others. Fewer than five points all count: which of four is wrong
-    nobody can tell.
+    From the half of the points that a robust fit has nearest, three with a height among them that
+    lie on no line, others are added as long as they agree: by the F test of one more point in a
+    forward search (Atkinson and Riani, 2000). Those that are left contradict the others. Fewer than
+    five points all count: of four, the wrong one cannot be found.
 
     Args:
         points: surveyed ones, check points among them.
@@ -197,13 +197,12 @@ class _Problem:
 
     def agreeing(self, first: SimilarityFit) -> BoolArray:
         """Which of the points (N,) agree, from a robust fit on."""
-        num = len(self.places)
-        used = np.zeros(num, np.bool_)
-        nearest = np.argsort(self.misfits(first.onto_from_map), kind="stable")
-        used[nearest[: max(_NUM_TRUSTED, num // 2 + 1)]] = True
+        num_known = self.known.sum(axis=1)
+        distances = self.misfits(first.onto_from_map) / num_known
+        used = self._trusted(np.argsort(distances, kind="stable"))
         while not used.all() and (fit := self.fit(used)) is not None:
             misfits = self.misfits(fit.onto_from_map)
-            candidate = int(np.argmin(np.where(used, np.inf, misfits)))
+            candidate = int(np.argmin(np.where(used, np.inf, misfits / num_known)))
             more = used.copy()
             more[candidate] = True
             wider = self.fit(more)
@@ -212,10 +211,23 @@ class _Problem:
             freedom = max(int(self.known[used].sum()) - 7, 1)
             noise = max(float(misfits[used].sum()) / freedom, 1.0)
             gain = float(self.misfits(wider.onto_from_map)[more].sum() - misfits[used].sum())
-            f_value = gain / int(self.known[candidate].sum()) / noise
+            f_value = gain / int(num_known[candidate]) / noise
             if f_value > _F_LIMIT * (1.0 + _F_OF_FEW / freedom):
                 break
             used = more
+        return used
+
+    def _trusted(self, nearest: Int64Array) -> BoolArray:
+        """Half of the points (N,), the nearest; the nearest whole ones that span a plane first."""
+        is_whole = np.asarray(self.known.all(axis=1))
+        whole = nearest[is_whole[nearest]]
+        num = MIN_CONTROL_POINTS
+        while num < len(whole) and _is_line(self.positions_m[whole[:num]]):
+            num += 1
+        used = np.zeros(len(nearest), np.bool_)
+        used[whole[:num]] = True
+        rest = nearest[~used[nearest]]
+        used[rest[: max(_NUM_TRUSTED - num, len(nearest) // 2 + 1 - num, 0)]] = True
         return used
 
 

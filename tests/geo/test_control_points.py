@@ -155,6 +155,18 @@ def test_points_without_height_count_horizontally() -> None:
     assert np.abs(fit.errors_m[:, :2]).max() < 0.2
 
 
+def test_as_many_points_without_height_as_with_one_are_no_line() -> None:
+    for seed in range(6):
+        fit = laid(points_of(ground(6, seed=seed), seed=seed, flat=range(3)))
+        assert fit.is_used.all()
+        assert fit.georeference.rmse_m < 0.15
+
+
+def test_a_wrong_point_is_found_among_points_of_which_half_lack_heights() -> None:
+    fit = laid(points_of(ground(10), flat=range(5), wrong_m={7: (2.0, 2.0, 0.0)}))
+    assert wrong_ones(fit) == [7]
+
+
 def test_points_on_both_sides_of_the_date_line_lie_together() -> None:
     origin = GpsFix(latitude_deg=-17.0, longitude_deg=180.0, altitude_m=10.0)
     fit = laid(points_of(ground(6), origin=origin))
