@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from adapters.mqtt import payloads
+from adapters.mqtt import telemetry as telemetry_module
 from adapters.mqtt.payloads import Metadata, PayloadKind, Unwrapped, kind_of, unwrap
 from adapters.mqtt.telemetry import (
     Telemetry,
@@ -345,6 +348,34 @@ def test_a_shape_has_names_and_types_and_nothing_of_what_is_said() -> None:
     assert shape_of(json.dumps({"a\x1b[2J": 1}).encode()) == "{a_[2J: number}"
     assert len(shape_of(json.dumps({f"k{i}" * 50: i for i in range(99)}).encode())) < 400
     assert shape_of(b" " * 70_000 + b'{"a": 1}') == "70008 bytes"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {f"k{i}": {} for i in range(20_000)},
+        {"a": {f"k{i}": {"lat": {}} for i in range(20_000)}},
+        {f"k{i}": "text" for i in range(20_000)},
+    ],
+)
+def test_a_flood_of_objects_and_names_is_not_looked_through(
+    record: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[None] = []
+    monkeypatch.setattr(telemetry_module, "_fold", _counting(telemetry_module._fold, looked_at))
+    monkeypatch.setattr(payloads, "kind_of", _counting(payloads.kind_of, looked_at))
+    payload = json.dumps(record).encode()
+    assert isinstance(unwrap(payload, {}), str)
+    assert read_telemetry(payload) is Unreadable.NO_POSITION
+    assert len(looked_at) < 5_000
+
+
+def _counting(function: Callable[[Any], Any], calls: list[None]) -> Callable[[Any], Any]:
+    def counted(value: Any) -> Any:
+        calls.append(None)
+        return function(value)
+
+    return counted
 
 
 def test_deep_and_long_json_is_refused() -> None:
