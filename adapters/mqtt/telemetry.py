@@ -47,7 +47,7 @@ _OWN_POSITIONS = {"GLOBAL_POSITION_INT", "GLOBAL_POSITION_INT_COV", "GPS_RAW_INT
 _MESSAGE_NAME = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*")
 _MESSAGE_KEYS = ("mavpackettype", "type", "msgtype", "messagename")
 _DEGREES_PER_UNIT, _METRES_PER_UNIT = 1e-7, 1e-3  # of its integers
-_LARGEST_DEGREES = 1e5  # a larger number is one of its integers: 0.01 degrees or more
+_LARGEST_DEGREES = 1e5  # a larger number is one of its integers, whatever the message: 0.01 degrees
 _FIX_2D = {"2", "GPS_FIX_TYPE_2D_FIX"}
 _FIX_NONE = {"0", "1", "GPS_FIX_TYPE_NO_GPS", "GPS_FIX_TYPE_NO_FIX"}
 
@@ -241,9 +241,8 @@ def _position_of(folded: Record) -> Position | Unreadable:
     if latitude == longitude == 0.0 or fix_type in _FIX_NONE:
         return Unreadable.NO_FIX
     altitude_m = None if fix_type in _FIX_2D else _first(folded, _ALTITUDE)
-    is_mavlink = bool(message) or "relativealt" in folded or "fixtype" in folded
     is_scaled = latitude.is_integer() and longitude.is_integer()
-    is_scaled &= is_mavlink or max(abs(latitude), abs(longitude)) > _LARGEST_DEGREES
+    is_scaled &= bool(message) or max(abs(latitude), abs(longitude)) > _LARGEST_DEGREES
     if is_scaled:
         latitude, longitude = latitude * _DEGREES_PER_UNIT, longitude * _DEGREES_PER_UNIT
         if altitude_m is not None and altitude_m.is_integer():

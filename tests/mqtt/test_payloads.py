@@ -273,10 +273,17 @@ def test_mavlink_counts_in_ten_millionths_of_degrees_and_millimetres(record: obj
     assert position.altitude_m == pytest.approx(458.5)
 
 
-def test_mavlink_near_zero_is_scaled_where_its_fields_say_what_it_is() -> None:
-    position = telemetry_of({**GLOBAL_POSITION, "lat": 50, "lon": 90}).position
+def test_mavlink_near_zero_is_scaled_where_its_name_says_what_it_is() -> None:
+    message = {"mavpackettype": "GLOBAL_POSITION_INT", **GLOBAL_POSITION}
+    position = telemetry_of({**message, "lat": 50, "lon": 90}).position
     assert position.latitude_deg == pytest.approx(5e-6)
     assert position.longitude_deg == pytest.approx(9e-6)
+
+
+@pytest.mark.parametrize("field", ["fix_type", "relative_alt"])
+def test_whole_degrees_without_a_name_of_mavlink_are_degrees(field: str) -> None:
+    position = telemetry_of({"lat": 47, "lon": 8, "alt": 500, field: 3}).position
+    assert position.fix == GpsFix(latitude_deg=47.0, longitude_deg=8.0, altitude_m=500.0)
 
 
 def test_a_raw_fix_of_mavlink_has_its_accuracies_and_in_two_dimensions_no_altitude() -> None:
