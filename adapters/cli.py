@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 from adapters.exhaustion import exhaustion_in_words
 from adapters.native_log import native_log_captured
@@ -65,6 +66,21 @@ _TURNS = (
 _DEMO_SOURCE = "synthetic:town"
 _MAX_NAME_CHARS = 100  # of a run folder that is named here; file systems take about 255 bytes
 _MADE_BY_RESUME = ("budget", "end_of_run")  # reasons of a keyframe without depth
+
+
+class _OneScaleBar(typer.core.TyperCommand):
+    """A command that refuses a second ``--scale-bar``, whose values would replace the first's."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Splits arguments as typer does.
+
+        Raises:
+            UsageError: the option is given twice.
+        """
+        if sum(arg.partition("=")[0] == "--scale-bar" for arg in args) > 1:
+            ctx.fail("--scale-bar: only one can be given.")
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="livesfm",
@@ -177,7 +193,7 @@ def livesfm(
     """Live cameras, videos and photos into a growing, bundle-adjusted COLMAP model."""
 
 
-@app.command()
+@app.command(cls=_OneScaleBar)
 def run(
     source: Annotated[
         list[str],
@@ -228,6 +244,8 @@ def run(
     with _errors_reported(), listening_early(source) as early:
         refuse_unknown_sources(source)
         control = _control(gcp, check, scale_bar)
+        if control is not None:
+            control.read()  # before the run, to see that it can be read
         options = _options(
             source,
             out=out or _default_out(source[0]),
@@ -465,7 +483,7 @@ def export(
     _say_if_unfinished(run_folder)
 
 
-@app.command()
+@app.command(cls=_OneScaleBar)
 def georeference(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     positions: Annotated[
@@ -497,6 +515,8 @@ def georeference(
         control = _control(gcp, check, scale_bar)
         if bool(positions) == (control is not None):
             raise ConfigError("either --positions, or --gcp or --scale-bar")
+        if control is not None and clock_offset_s is not None:
+            raise ConfigError("--clock-offset: goes with --positions; marks name their images")
         check_readable(run_folder)
         with native_log_captured():
             if control is None:
@@ -819,14 +839,12 @@ def _name_of_address(source: str) -> str:
 def _control(
     gcp: Path | None, checks: list[str] | None, scale_bar: tuple[str, str, float] | None
 ) -> Control | None:
-    """Ground control, which is read to see that it can be; None without any."""
+    """Ground control as it was asked for; None without any."""
     if not (gcp or checks or scale_bar):
         return None
     from adapters.georeference import Control
 
-    control = Control(file=gcp, checks=tuple(checks or ()), bar=scale_bar)
-    control.read()
-    return control
+    return Control(file=gcp, checks=tuple(checks or ()), bar=scale_bar)
 
 
 def _surveyed(run_folder: Path, control: Control, *, settings: Sequence[str] = ()) -> Sequence[str]:
