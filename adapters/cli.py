@@ -1,6 +1,6 @@
 """The command line, and what its commands print.
 
-Exit codes; of a run they tell what is on disk:
+Exit codes; of a run they say what is on disk:
 
     0    something useful was made and saved whole, and nothing says that it is wrong
     1    nothing was made, or something of it is not saved or not in the folder asked for, or the
@@ -60,7 +60,7 @@ DOUBTED = 3  # a map was made and saved, and its verdict is not good
 
 _WHY_NO_MAP = ": images must overlap, show texture, and be taken from different places"
 _TURNS = (
-    ": the camera turns without moving, and turns tell no depth; film again while walking around"
+    ": the camera turns without moving, and turns show no depth; film again while walking around"
     " or past what is to be seen"
 )
 _DEMO_SOURCE = "synthetic:town"

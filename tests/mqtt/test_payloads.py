@@ -109,10 +109,10 @@ def test_text_in_place_of_an_image_is_never_opened(
     assert isinstance(unwrap(json.dumps({"image": str(path)}).encode(), {}), str)
 
 
-# -- what is told beside the image ----------------------------------------------------------------
+# -- what comes beside the image -----------------------------------------------------------------
 
 
-def test_an_envelope_may_tell_time_position_and_focal_length() -> None:
+def test_an_envelope_may_hold_time_position_and_focal_length() -> None:
     metadata = unwrapped(
         envelope(t_capture=1_790_000_000_500, lat=47.5, lon=8.25, alt=410, accuracy=3, focal_px=90)
     ).metadata
@@ -124,7 +124,7 @@ def test_an_envelope_may_tell_time_position_and_focal_length() -> None:
     )
 
 
-def test_user_properties_tell_the_same_of_a_bare_image_and_an_envelope_wins() -> None:
+def test_user_properties_hold_the_same_of_a_bare_image_and_an_envelope_wins() -> None:
     properties = {"t_capture": "12.5", "lat": "1", "lon": "2", "alt": "3", "focal_px": "80"}
     metadata = unwrapped(JPEG, **properties).metadata
     assert (metadata.sender_time_s, metadata.focal_px) == (12.5, 80.0)
@@ -151,13 +151,13 @@ def test_user_properties_tell_the_same_of_a_bare_image_and_an_envelope_wins() ->
         {"lat": "47"},
     ],
 )
-def test_values_that_cannot_be_are_as_if_they_were_not_told(values: dict[str, str]) -> None:
+def test_values_that_cannot_be_are_as_if_they_were_not_there(values: dict[str, str]) -> None:
     assert unwrapped(JPEG, **values).metadata == Metadata()
     assert unwrapped(envelope(**values)).metadata == Metadata()
 
 
 @pytest.mark.parametrize(
-    ("told", "time_s"),
+    ("sent", "time_s"),
     [
         (1_790_000_000, 1.79e9),
         (1_790_000_000.25, 1_790_000_000.25),
@@ -174,8 +174,8 @@ def test_values_that_cannot_be_are_as_if_they_were_not_told(values: dict[str, st
         ("2026-13-45", None),
     ],
 )
-def test_times_are_read_in_any_unit(told: object, time_s: float | None) -> None:
-    assert read_time({"timestamp": told}) == pytest.approx(time_s)
+def test_times_are_read_in_any_unit(sent: object, time_s: float | None) -> None:
+    assert read_time({"timestamp": sent}) == pytest.approx(time_s)
 
 
 # -- telemetry ------------------------------------------------------------------------------------
@@ -408,9 +408,7 @@ def test_deep_and_long_json_is_refused() -> None:
         ("#", "a/b", ("a/b",)),
     ],
 )
-def test_wildcards_tell_cameras_apart(
-    pattern: str, topic: str, levels: tuple[str, ...] | None
-) -> None:
+def test_wildcards_name_cameras(pattern: str, topic: str, levels: tuple[str, ...] | None) -> None:
     assert TopicFilter(pattern).match(topic) == levels
 
 
