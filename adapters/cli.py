@@ -262,20 +262,7 @@ def run(
         if onto is None:
             loaded = _load(config, all_settings)
         else:
-            from adapters.launch import refuse_own_input
-            from adapters.resume import begin_from, refuse_replays
-
-            refuse_replays(source)
-            refuse_own_input(options)  # the folder is replaced before the run is launched
-            _limit_library_threads()
-            going_on = begin_from(
-                onto,
-                options.path,
-                overwrite=overwrite,
-                overlays=config or [],
-                settings=all_settings,
-            )
-            options, loaded = replace(options, going_on=going_on), going_on.config
+            options, loaded = _begun_from(onto, options, overlays=config, settings=all_settings)
         loaded = _with_positions(_with_calibrations(loaded, calibration or []), positions or [])
         outcome = _launch(loaded, options)
     if profile:
@@ -834,6 +821,22 @@ def _name_of_address(source: str) -> str:
         parts = [part for part in parts[2:] if part not in {"+", "#", "frame", "frames"}]
         return "-".join(parts) or "mqtt"
     return parts[-1]
+
+
+def _begun_from(
+    onto: Path, options: LaunchOptions, *, overlays: Sequence[str], settings: Sequence[str]
+) -> tuple[LaunchOptions, Config]:
+    """Options and settings of a run that begins with the map of another one."""
+    from adapters.launch import refuse_own_input
+    from adapters.resume import begin_from, refuse_replays
+
+    refuse_replays(options.sources)
+    refuse_own_input(options)  # the folder is replaced before the run is launched
+    _limit_library_threads()
+    going_on = begin_from(
+        onto, options.path, overwrite=options.overwrite, overlays=overlays, settings=settings
+    )
+    return replace(options, going_on=going_on), going_on.config
 
 
 def _control(
