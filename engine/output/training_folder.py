@@ -8,8 +8,10 @@
     training/state.json           which files belong to which image and calibration
 
 A version is a whole training set without links to elsewhere, and never changes: a reader that
-resolves ``train`` once sees one state of the map, for as long as eight updates take. One that opens
-file after file by ``train`` itself may open files of two versions.
+resolves ``train`` once sees one state of the map. One that opens file after file by ``train``
+itself may open files of two versions. Versions stay, since each takes little more than its model,
+until all of them take more disk space than they may: then the oldest go, down to eight. Images that
+no version has any more go with them.
 
 Images are undistorted by the calibration of the time. Later the map has another: as long as the
 images are still those of some PINHOLE camera, to a fraction of a pixel, only the parameters of that
@@ -21,9 +23,10 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +64,14 @@ if TYPE_CHECKING:
 
     import pycolmap
 
+logger = logging.getLogger(__name__)
+
 _STATE = "state.json"
 _IMAGES = "images"
 _MAX_STATE_BYTES = 2**28
 _MAX_SHIFT_RATIO = 1 / 2000  # of the longer edge, that pixels may be off their PINHOLE camera's
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
-_NUM_KEPT = 8  # versions: who reads one has so many updates time
+_MIN_KEPT = 8  # versions, however large: who reads one has so many updates time
 _MIN_IMAGES = 2  # of a version
 _NAMES_HEADER = ("image", "frame", "camera_id", "generation")
 
@@ -96,12 +101,15 @@ class TrainingFolder:
     Args:
         run_path: the run folder.
         jpeg_quality: of images, 1 to 100.
+        keep_bytes: disk space of former versions and their images; the newest eight stay anyhow.
     """
 
-    def __init__(self, run_path: Path, *, jpeg_quality: int) -> None:
+    def __init__(self, run_path: Path, *, jpeg_quality: int, keep_bytes: int) -> None:
         self._run_path = run_path
         self._path = run_path / TRAINING_FOLDER
         self._jpeg_quality = jpeg_quality
+        self._keep_bytes = keep_bytes
+        self._sizes: dict[Path, int] = {}  # of versions, bytes
         self._generations: dict[int, _Generation] = {}  # by camera
         self._mask_stamps: dict[str, str] = {}  # of the masks in the run, by flat name
         self._names = FlatNames()
@@ -150,7 +158,7 @@ class TrainingFolder:
             self._write_state()
             link_atomically(self._run_path / TRAIN_LINK, f"{TRAINING_FOLDER}/{version.name}")
             flush_to_disk(self._run_path)
-            self._delete_old()
+        self._delete_old(set(files.values()))
         return TrainingFigures(
             version=self._version,
             num_images=len(frames),
@@ -281,11 +289,51 @@ class TrainingFolder:
         found = (one for one in self._path.iterdir() if one.name.isdecimal())
         return sorted(found, key=lambda one: int(one.name))
 
-    def _delete_old(self) -> None:
-        for old in self._versions()[:-_NUM_KEPT]:
-            doomed = temporary_sibling(old)
-            old.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+    def _delete_old(self, files: Set[str]) -> None:
+        """Deletes the oldest versions that are too many, and images that no version has.
+
+        Args:
+            files: the images of the newest version.
+        """
+        try:
+            versions = self._versions()
+            self._sizes = {
+                one: self._sizes[one] if one in self._sizes else _size_of(one)
+                for one in versions[:-1]
+            }
+            num_bytes = sum(self._sizes.values()) + self._delete_unused(files)
+            for old in versions[:-_MIN_KEPT]:
+                if num_bytes <= self._keep_bytes:
+                    break
+                doomed = temporary_sibling(old)
+                old.rename(doomed)
+                shutil.rmtree(doomed)
+                del self._sizes[old]
+                num_bytes = sum(self._sizes.values()) + self._delete_unused(files)
+        except OSError as error:
+            logger.warning(
+                "%s: what is old cannot be deleted: %s", self._path, error.strerror or error
+            )
+
+    def _delete_unused(self, files: Set[str]) -> int:
+        """Deletes images and masks that no version has; returns the bytes of those that are old.
+
+        A version has a link to each of its own, or a copy where there are no links.
+        """
+        num_bytes = 0
+        in_use = {_IMAGES: files, MASKS_FOLDER: {mask_name(file) for file in files}}
+        for folder, names in in_use.items():
+            if not (self._path / folder).is_dir():
+                continue
+            for entry in os.scandir(self._path / folder):
+                if entry.name in names:
+                    continue
+                status = entry.stat(follow_symlinks=False)
+                if status.st_nlink > 1:
+                    num_bytes += status.st_size
+                else:
+                    os.unlink(entry.path)
+        return num_bytes
 
     # -- state ----------------------------------------------------------------------------------
 
@@ -388,6 +436,18 @@ def _link_all(folder: Path, names: Iterable[str], *, to: Path) -> None:
                 raise
             shutil.copyfile(folder / name, to / name)
     flush_to_disk(to)
+
+
+def _size_of(version: Path) -> int:
+    """Bytes of a version, but for images and masks that are links."""
+    num_bytes = 0
+    for folder, _, names in os.walk(version):
+        for name in names:
+            status = Path(folder, name).stat()
+            if status.st_nlink > 1:
+                break  # all of a folder are
+            num_bytes += status.st_size
+    return num_bytes
 
 
 def _read_mask(path: Path, camera: pycolmap.Camera) -> BoolArray:

@@ -17,6 +17,7 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from typing import Any
 
+from engine.config import SnapshotsConfig
 from engine.errors import ConfigError, HangError, JournalError, PartOffError, SnapshotError
 from engine.events import RunPart
 from engine.output.recorder import Recorder
@@ -41,7 +42,7 @@ class TrainingFolderMaking:
     """Keeps ``train`` up to date with the newest snapshot, on a thread of its own.
 
     Args:
-        is_wanted: whether it does.
+        config: whether it does, and what former versions may take.
         jpeg_quality: of images.
         thread: runs one call at a time.
         faults: takes what breaks.
@@ -54,7 +55,7 @@ class TrainingFolderMaking:
     def __init__(
         self,
         *,
-        is_wanted: bool,
+        config: SnapshotsConfig,
         jpeg_quality: int,
         thread: Executor,
         faults: Faults,
@@ -63,7 +64,8 @@ class TrainingFolderMaking:
         max_call_s: float = MAX_CALL_S,
         wait: Wait = wait_for_call,
     ) -> None:
-        self._is_wanted = is_wanted
+        self._is_wanted = config.train
+        self._keep_bytes = config.train_keep_mb * 1_000_000
         self._jpeg_quality = jpeg_quality
         self._thread = thread
         self._faults = faults
@@ -190,7 +192,9 @@ class TrainingFolderMaking:
         self._step()
         run_path = self._recorder.path
         if self._folder is None or self._folder.run_path != run_path:
-            self._folder = TrainingFolder(run_path, jpeg_quality=self._jpeg_quality)
+            self._folder = TrainingFolder(
+                run_path, jpeg_quality=self._jpeg_quality, keep_bytes=self._keep_bytes
+            )
         try:
             snapshot = (run_path / "latest").resolve(strict=True)
         except OSError as error:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
 import random
 import resource
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -79,9 +81,13 @@ def run(tmp_path: Path, model: pycolmap.Reconstruction) -> Path:
 
 
 def update(
-    run: Path, *, number: int = 1, between: Callable[[], None] = nothing
+    run: Path,
+    *,
+    number: int = 1,
+    between: Callable[[], None] = nothing,
+    keep_bytes: int = 10**9,
 ) -> TrainingFigures | None:
-    folder = TrainingFolder(run, jpeg_quality=95)
+    folder = TrainingFolder(run, jpeg_quality=95, keep_bytes=keep_bytes)
     return folder.update(run / "snapshots" / f"{number:06d}", between=between)
 
 
@@ -233,12 +239,58 @@ def test_a_reader_at_any_moment_sees_one_version_whole(
     assert {number for number, _ in seen} <= {4, 5}
 
 
-def test_only_the_newest_versions_stay(run: Path) -> None:
-    for _ in range(10):
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_versions_stay_as_long_as_they_take_no_more_space_than_they_may(run: Path) -> None:
+    for _ in range(12):
         update(run)
-    names = {path.name for path in (run / "training").iterdir()}
-    assert names == {"images", "state.json", *(f"{number:06d}" for number in range(3, 11))}
-    assert (run / "train").resolve().name == "000010"
+    everything = {"images", "state.json", *(f"{number:06d}" for number in range(1, 13))}
+    assert names_in(run / "training") == everything
+    model = run / "training" / "000001"
+    num_bytes = sum(
+        path.stat().st_size
+        for path in model.rglob("*")
+        if path.is_file() and path.parent.name != "images"
+    )
+    update(run, keep_bytes=int(10.5 * num_bytes))  # beside the newest one
+    assert names_in(run / "training") == {
+        *("images", "state.json"),
+        *(f"{number:06d}" for number in range(3, 14)),
+    }
+    update(run, keep_bytes=0)
+    newest = {f"{number:06d}" for number in range(7, 15)}
+    assert names_in(run / "training") == {"images", "state.json", *newest}
+    assert (run / "train").resolve().name == "000014"
+
+
+def test_images_that_no_version_has_are_deleted(run: Path, model: pycolmap.Reconstruction) -> None:
+    update(run)
+    former = names_in(run / "training" / "images")
+    write_snapshot(run, calibrated(model, k=-0.1), number=2)
+    update(run, number=2)
+    assert former < names_in(run / "training" / "images")  # the first version has them
+    for _ in range(7):
+        update(run, number=2, keep_bytes=0)
+    assert names_in(run / "training" / "images") == names_in(run / "train" / "images")
+    assert former.isdisjoint(names_in(run / "training" / "images"))
+
+
+def test_an_update_is_made_though_what_is_old_cannot_be_deleted(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(8):
+        update(run)
+
+    def refused(path: Path, *, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EIO, "broken", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    figures = update(run, keep_bytes=0)
+    assert figures is not None and (run / "train").resolve().name == "000009"
+    assert "what is old cannot be deleted: broken" in caplog.text
 
 
 def test_images_that_are_not_in_the_run_yet_are_left_out(
