@@ -43,7 +43,7 @@ from adapters.exports.masks import write_masks
 from adapters.exports.metashape import check_metashape, write_metashape
 from adapters.exports.nerfstudio import write_nerfstudio
 from adapters.exports.odm import check_odm, write_odm
-from adapters.exports.place import PlacedCrs, open_crs, read_place, write_origin
+from adapters.exports.place import PlacedCrs, open_crs, read_num_keyframes, read_place, write_origin
 from adapters.exports.ply import POINTS_NAME, write_points
 from adapters.exports.tum import write_tum
 from adapters.exports.undistorted import write_undistorted
@@ -142,9 +142,10 @@ def export(
         ExportCancelled: it was cancelled.
     """
     to = to.resolve()
-    models = _models(run)
     if not formats:
         raise ConfigError("an export needs at least one format")
+    snapshot = _latest_of(run)
+    models = _models(snapshot)
     if 0 not in models:
         raise ConfigError(f"{run}: has no snapshot to export")
     if map_number not in models:
@@ -157,10 +158,11 @@ def export(
         reconstruction=read_model(models.pop(map_number)),
         to=temporary,
         map_number=map_number,
-        place=read_place(run, map_number),
+        place=read_place(snapshot, map_number),
         progress=progress,
         is_cancelled=is_cancelled,
     )
+    left_out = _left_out(job, snapshot, models)
     upright = upright_of(job.reconstruction, is_on_globe=job.place is not None) if is_z_up else None
     if upright is not None:
         job = _turned(job, upright)
@@ -179,7 +181,7 @@ def export(
         path=to,
         num_images=written.reconstruction.num_reg_images(),
         num_points3D=written.reconstruction.num_points3D(),
-        left_out={number: read_model(other).num_reg_images() for number, other in models.items()},
+        left_out=left_out,
         notes=(
             *plan.notes,
             *job.notes,
@@ -215,9 +217,35 @@ def _words_of(figures: FrameFigures) -> list[str]:
     return words
 
 
-def _models(run: Path) -> dict[int, Path]:
-    """The folders of the latest snapshot's maps, by number."""
-    folders = (run / "latest" / "sparse").glob("[0-9]*")
+def _latest_of(run: Path) -> Path:
+    """The folder of a run's latest snapshot; a run that goes on has another one soon.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return (run / "latest").resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
+        raise ConfigError(f"{run}: has no snapshot to export") from error
+
+
+def _left_out(job: ExportJob, snapshot: Path, others: Mapping[int, Path]) -> dict[int, int]:
+    """How many keyframes each other map has; one that cannot be read is noted."""
+    left_out = {}
+    for number, folder in others.items():
+        num_keyframes = read_num_keyframes(snapshot, number)
+        try:
+            left_out[number] = (
+                read_model(folder).num_reg_images() if num_keyframes is None else num_keyframes
+            )
+        except SnapshotError as error:
+            job.notes.append(f"another map is left out: {error}")
+    return left_out
+
+
+def _models(snapshot: Path) -> dict[int, Path]:
+    """The folders of a snapshot's maps, by number."""
+    folders = (snapshot / "sparse").glob("[0-9]*")
     return {int(folder.name): folder for folder in sorted(folders) if folder.name.isdecimal()}
 
 

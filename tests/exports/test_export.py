@@ -484,6 +484,20 @@ def test_another_map_is_written_when_asked_for_and_named_when_left_out(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("has_record", [True, False])
+def test_another_map_that_is_damaged_costs_no_export(
+    run: Path, tmp_path: Path, has_record: bool
+) -> None:
+    (run / "latest" / "sparse" / "1").mkdir()
+    (run / "latest" / "sparse" / "1" / "images.bin").write_bytes(b"junk")
+    if has_record:
+        models = [{"is_georeferenced": False, "num_registered": number} for number in (4, 3)]
+        (run / "latest" / "snapshot.json").write_text(json.dumps({"models": models}))
+    done = export(run, tmp_path / "out", formats=[ExportFormat.PLY])
+    assert done.left_out == ({1: 3} if has_record else {})
+    assert has_record or any("not a whole COLMAP model" in note for note in done.notes)
+
+
 def test_a_target_that_holds_something_is_refused_and_left_alone(run: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
