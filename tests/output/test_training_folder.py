@@ -6,6 +6,7 @@ import random
 import resource
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import pycolmap
 import pytest
 
 from engine.errors import ConfigError, JournalError
+from engine.output import training_folder
 from engine.output.training_folder import TrainingFigures, TrainingFolder
+from engine.output.undistortion import PinholeWarp
 from engine.types import Uint8Array
 from tests.support.trainer_readers import READERS, TrainerScene, read_as_gaussian_splatting
 
@@ -26,9 +29,11 @@ def nothing() -> None:
     pass
 
 
-def make_model(*, num_images: int = 5, model: str = "SIMPLE_RADIAL") -> pycolmap.Reconstruction:
+def make_model(
+    *, num_images: int = 5, num_cameras: int = 1, model: str = "SIMPLE_RADIAL"
+) -> pycolmap.Reconstruction:
     options = pycolmap.SyntheticDatasetOptions()
-    options.num_rigs = 1
+    options.num_rigs = num_cameras
     options.num_frames_per_rig = num_images
     options.num_points3D = 60
     options.camera_width, options.camera_height = WIDTH, HEIGHT
@@ -365,7 +370,7 @@ def test_an_update_that_is_broken_off_leaves_the_version_before(
     def stop() -> None:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 5:  # before an image is read, and before it is written
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -374,6 +379,83 @@ def test_an_update_that_is_broken_off_leaves_the_version_before(
     assert len(list((run / "training" / "images").iterdir())) == 2
     figures = update(run)
     assert figures is not None and figures.num_images == 5
+
+
+def test_an_update_can_be_broken_off_until_the_last_step(run: Path) -> None:
+    training = run / "training"
+    seen: list[tuple[bool, bool, bool]] = []
+
+    def look() -> None:
+        prepared = any((one / "transforms.json").exists() for one in training.glob(".tmp-*"))
+        seen.append((prepared, (training / "000001").exists(), (run / "train").exists()))
+
+    update(run, between=look)
+    assert seen[0] == (False, False, False)
+    assert seen[-2:] == [(True, False, False), (False, True, False)]
+
+
+def test_an_update_of_a_map_whose_images_are_all_written_shows_that_it_goes_on(run: Path) -> None:
+    update(run)
+    num_calls = 0
+
+    def count() -> None:
+        nonlocal num_calls
+        num_calls += 1
+
+    figures = update(run, between=count)
+    assert figures is not None and figures.num_written == 0
+    assert num_calls > 2 * figures.num_images  # keypoints are moved and files are linked
+
+
+def test_where_pixels_come_from_is_known_only_while_images_of_a_camera_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(num_cameras=2)
+    write_images(tmp_path, model)
+    write_snapshot(tmp_path, model)
+    held: weakref.WeakSet[PinholeWarp] = weakref.WeakSet()
+    most = num_made = 0
+
+    class CountedWarp(PinholeWarp):
+        def __init__(self, original: pycolmap.Camera, pinhole: pycolmap.Camera) -> None:
+            nonlocal most, num_made
+            super().__init__(original, pinhole)
+            held.add(self)
+            most, num_made = max(most, len(held)), num_made + 1
+
+    monkeypatch.setattr(training_folder, "PinholeWarp", CountedWarp)
+    folder = TrainingFolder(tmp_path, jpeg_quality=95, keep_bytes=0)
+    snapshot = tmp_path / "snapshots" / "000001"
+    assert folder.update(snapshot, between=nothing) is not None
+    assert (num_made, most, len(held)) == (2, 1, 0)
+    assert folder.update(snapshot, between=nothing) is not None
+    assert num_made == 2
+
+
+def test_sizes_in_a_state_that_cannot_be_take_no_memory(run: Path) -> None:
+    update(run)
+    path = run / "training" / "state.json"
+    record = json.loads(path.read_text())
+    for camera in record["cameras"].values():
+        camera["pinhole"]["width"] = 10**9
+    path.write_text(json.dumps(record))
+    figures = update(run)
+    assert figures is not None and figures.num_written == 5
+    assert_dots_lie_on_points(read_as_gaussian_splatting(run / "train"))
+
+
+def test_what_a_crash_left_and_nobody_can_delete_is_an_error_of_writing(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update(run)
+    (run / "training" / ".tmp-000009-1").write_text("left")
+
+    def refused(path: Path, **options: bool) -> None:
+        raise OSError(errno.EROFS, "read-only", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(JournalError, match="read-only"):
+        update(run)
 
 
 @pytest.mark.parametrize("state", [b"nothing", b"{}", b'{"names": {"a": "../../x"}}', b"[" * 9999])
