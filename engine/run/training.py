@@ -86,7 +86,8 @@ class TrainingFolderMaking:
         self._figures: TrainingFigures | None = None  # of the newest version
         self._num_updates = 0
         self._num_failed = 0
-        self._has_failed = False  # the last update
+        self._num_passed_over = 0  # snapshots
+        self._has_failed = False  # the last update that could have been made
         self._num_written = 0
 
     # -- the run ----------------------------------------------------------------------------------
@@ -132,9 +133,7 @@ class TrainingFolderMaking:
         return {
             "enabled": self._is_wanted,
             "updates": self._num_updates,
-            "snapshots_passed_over": max(self._num_snapshots - self._num_updates, 0)
-            if self._is_wanted
-            else 0,
+            "snapshots_passed_over": self._num_passed_over,
             "failed": self._num_failed,
             "images": 0 if newest is None else newest.num_images,
             "images_written": self._num_written,
@@ -153,8 +152,10 @@ class TrainingFolderMaking:
 
     async def _update(self) -> None:
         """Follows the newest snapshot; what it raises is reported and counted."""
-        self._num_done, self._has_failed = self._num_snapshots, False
+        self._num_passed_over += max(self._num_snapshots - self._num_done - 1, 0)
+        self._num_done = self._num_snapshots
         if self._stopped.is_set():
+            self._num_passed_over += 1
             return
         try:
             if self._recorder.is_space_low:
@@ -162,23 +163,26 @@ class TrainingFolderMaking:
             update = functools.partial(self._guard.call, self._updated)
             figures = await run_in(self._thread, update)
         except (_StoppedError, PartOffError) as error:
+            self._num_passed_over += 1
             logger.debug("%s: %s", TRAIN, error)
         except (ConfigError, JournalError, SnapshotError) as error:
             await self._failed(error)
         except Exception as error:  # the task boundary: the run goes on without this update
-            self._num_failed += 1
-            self._has_failed = True
             self._faults.report(RunPart.TRAINING, error, consequence=f"{TRAIN} stays as it was")
+            await self._failed(error)
         else:
             await self._take(figures)
 
     async def _take(self, figures: TrainingFigures | None) -> None:
+        if figures is None:  # too few images: what failed before is as it was
+            self._num_passed_over += 1
+            return
+        self._has_failed = False
+        self._figures = figures
+        self._num_updates += 1
+        self._num_written += figures.num_written
         written = functools.partial(self._recorder.product_written, TRAIN)
         await self._writer.schedule(written)
-        if figures is not None:
-            self._figures = figures
-            self._num_updates += 1
-            self._num_written += figures.num_written
 
     async def _failed(self, error: Exception) -> None:
         self._num_failed += 1
