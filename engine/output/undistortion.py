@@ -14,6 +14,7 @@ import numpy as np
 import pycolmap
 
 from engine.errors import SnapshotError
+from engine.jpeg_segments import is_cut_short
 from engine.types import BoolArray, Float32Array, Float64Array, Uint8Array
 
 _SAME_PX = 1 / 64  # places that differ by less are those of one pixel
@@ -173,20 +174,31 @@ def undistorted_file(path: Path, warp: PinholeWarp, *, suffix: str, jpeg_quality
         jpeg_quality: 1 to 100.
 
     Raises:
-        SnapshotError: it cannot be read or encoded, or is not of its camera's size.
+        SnapshotError: it cannot be read or encoded, is cut short, or not of its camera's size.
         OSError: likewise.
     """
+    data = path.read_bytes()
+    if is_cut_short(data):
+        raise SnapshotError(f"the image {path.name} is cut short: it has no end marker")
     if warp.is_identity and path.suffix.lower() == suffix:
-        return path.read_bytes()
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        return data
+    pixels = _decoded(data)
     size = (warp.original.height, warp.original.width)
     if pixels is None or pixels.shape[:2] != size:
         raise SnapshotError(f"the image {path.name} cannot be read, or is not of its camera's size")
     quality = [] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
-    is_encoded, data = cv2.imencode(suffix, warp.image(np.asarray(pixels, np.uint8)), quality)
+    is_encoded, encoded = cv2.imencode(suffix, warp.image(pixels), quality)
     if not is_encoded:
         raise SnapshotError(f"the image {path.name} cannot be encoded")
-    return data.tobytes()
+    return encoded.tobytes()
+
+
+def _decoded(data: bytes) -> Uint8Array | None:
+    if not data:
+        return None  # OpenCV raises
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    return None if pixels is None else np.asarray(pixels, np.uint8)
 
 
 def _original_xy(original: pycolmap.Camera, pinhole: pycolmap.Camera) -> Float32Array:

@@ -15,6 +15,7 @@ from engine.errors import ConfigError, SnapshotError
 from engine.geometry import pose_in_other_world, rotation_from_quat_xyzw
 from engine.output.dense_ply import camera_comments, write_dense_ply
 from engine.types import Float64Array, Uint8Array
+from tests.support.placed_runs import make_placed_run
 
 WIDTH, HEIGHT = 320, 240
 # Formats of any map, whatever its cameras and its place.
@@ -539,6 +540,19 @@ def test_an_unreadable_image_is_an_error_and_leaves_nothing(run: Path, tmp_path:
     with pytest.raises(SnapshotError, match=r"the image left/000002\.png cannot be read"):
         export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+@pytest.mark.parametrize("format_", [ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO])
+def test_an_image_that_is_cut_short_is_an_error_and_no_grey(
+    tmp_path: Path, format_: ExportFormat
+) -> None:
+    run = tmp_path / "run"
+    make_placed_run(run, suffix=".jpg")
+    path = min((run / "images").rglob("*.jpg"))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(SnapshotError, match=f"{path.name} is cut short"):
+        export(run, tmp_path / "out", formats=[format_])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_model_is_an_error(run: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pycolmap
 import pytest
 
-from engine.errors import ConfigError, JournalError
+from engine.errors import ConfigError, JournalError, SnapshotError
 from engine.output import training_folder
 from engine.output.training_folder import TrainingFigures, TrainingFolder
 from engine.output.undistortion import PinholeWarp
@@ -311,6 +311,14 @@ def test_images_that_are_not_in_the_run_yet_are_left_out(
     write_snapshot(run, model, number=2)
     assert update(run, number=2) is None
     assert len(read_as_gaussian_splatting(run / "train").cameras) == 4
+
+
+def test_an_image_that_is_cut_short_is_an_error_and_no_grey(run: Path) -> None:
+    path = run / "images" / "cam 1" / "IMG.1.JPG"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(SnapshotError, match=r"IMG\.1\.JPG is cut short"):
+        update(run)
+    assert not (run / "train").exists()
 
 
 def test_all_images_have_masks_as_soon_as_one_has_and_changed_ones_follow(
