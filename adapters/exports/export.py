@@ -166,7 +166,9 @@ def export(
     upright = upright_of(job.reconstruction, is_on_globe=job.place is not None) if is_z_up else None
     if upright is not None:
         job = _turned(job, upright)
-    plan = _Plan.of(job, set(formats), crs=crs, choice=FrameChoice.parse(frames))
+    plan = _Plan.of(
+        job, set(formats), crs=crs, choice=FrameChoice.parse(frames), has_source=source is not None
+    )
     try:
         temporary.mkdir(parents=True)
         written, figures = plan.write(job, source=source)
@@ -262,7 +264,13 @@ class _Plan:
 
     @classmethod
     def of(
-        cls, job: ExportJob, formats: set[ExportFormat], *, crs: str | None, choice: FrameChoice
+        cls,
+        job: ExportJob,
+        formats: set[ExportFormat],
+        *,
+        crs: str | None,
+        choice: FrameChoice,
+        has_source: bool,
     ) -> _Plan:
         """Opens what the formats need.
 
@@ -272,6 +280,11 @@ class _Plan:
         """
         if choice.kind is not FrameKind.KEYFRAMES and not formats & _OF_FRAMES:
             raise ConfigError("--frames is for --undistort and --nerfstudio")
+        if choice.kind is FrameKind.KEYFRAMES and has_source:
+            raise ConfigError(
+                "--source says where frames between keyframes are: it is for --frames all and"
+                " --frames sharpest:N"
+            )
         for kind in _ON_GLOBE:
             if kind in formats:
                 job.needed_place(f"--{kind}")

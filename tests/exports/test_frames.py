@@ -9,6 +9,7 @@ import numpy as np
 import pycolmap
 import pytest
 
+import adapters.exports.frames as frames_module
 from adapters.exports.export import Export, ExportFormat, export
 from adapters.exports.job import ExportCancelled
 from engine.errors import ConfigError
@@ -117,8 +118,13 @@ def test_the_sharpest_are_sharp_and_spread_over_the_way(tmp_path: Path) -> None:
     assert kinds in ({"tracked"}, {"tracked", "keyframe"})
 
 
-def test_keyframes_alone_need_no_source(plane: PlaneRun, tmp_path: Path) -> None:
-    done = exported(plane, tmp_path / "out", "keyframes", source="/nowhere")
+def test_keyframes_alone_need_no_source(
+    plane: PlaneRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(frames_module, "find_sources")
+    with pytest.raises(ConfigError, match="--source says where frames between keyframes are"):
+        exported(plane, tmp_path / "out", "keyframes", source="/nowhere")
+    done = exported(plane, tmp_path / "out", "keyframes")
     assert [int(row["frame"][:6]) for row in table(done.path)] == plane.keyframes
     assert {row["kind"] for row in table(done.path)} == {"keyframe"}
 
