@@ -8,8 +8,6 @@ followed alike, is left out and counted.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,7 +42,7 @@ from adapters.exports.source_frames import (
 from engine.config import Config
 from engine.errors import ConfigError, JournalError, SnapshotError
 from engine.geometry import transform_points
-from engine.output.files import write_atomically
+from engine.output.files import link_or_copy, write_atomically
 from engine.output.flat_names import IMAGE_NAMES, FlatNames, table_of
 from engine.types import Frame, PoseKind, Uint8Array
 
@@ -417,10 +415,7 @@ class _Staging:
         if not source.is_file():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source.resolve(), target)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source, target)
+        link_or_copy(source.resolve(), target)
 
     def _write_table(
         self,

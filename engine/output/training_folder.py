@@ -21,7 +21,6 @@ images are written anew, under new names, before a version names them.
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import logging
@@ -42,6 +41,7 @@ from engine.output.files import (
     TEMPORARY_PREFIX,
     flush_to_disk,
     link_atomically,
+    link_or_copy,
     temporary_sibling,
     write_atomically,
 )
@@ -79,7 +79,6 @@ _UNREADABLE = (  # what a damaged state raises
     *(OSError, ValueError, LookupError, TypeError, AttributeError),
     *(OverflowError, RecursionError, MemoryError),
 )
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
 _MIN_KEPT = 8  # versions, however large: who reads one has so many updates time
 _MIN_IMAGES = 2  # of a version
 _NAMES_HEADER = ("image", "frame", "camera_id", "generation")
@@ -476,12 +475,7 @@ def _link_all(folder: Path, names: Iterable[str], *, to: Path, between: Callable
     to.mkdir()
     for name in names:
         between()
-        try:
-            os.link(folder / name, to / name)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            shutil.copyfile(folder / name, to / name)
+        link_or_copy(folder / name, to / name)
     flush_to_disk(to)
 
 

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import errno
 import json
-import random
+import os
 import resource
 import shutil
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -23,6 +24,7 @@ from engine.types import Uint8Array
 from tests.support.trainer_readers import READERS, TrainerScene, read_as_gaussian_splatting
 
 WIDTH, HEIGHT = 320, 240
+NUM_UPDATES = 14
 
 
 def nothing() -> None:
@@ -202,46 +204,45 @@ def test_a_reader_at_any_moment_sees_one_version_whole(
 ) -> None:
     """Each version has its own focal length and number of images: a mixture would show."""
     update(run)
-    for number in range(2, 16):
+    for number in range(2, 2 + NUM_UPDATES):
         other = pycolmap.Reconstruction(model)
         for camera in other.cameras.values():
             camera.params = [300.0 + number, *list(camera.params)[1:]]
         if number % 2:
             other.deregister_frame(other.image(other.reg_image_ids()[0]).frame_id)
         write_snapshot(run, other, number=number)
-    is_over = threading.Event()
+    is_over, num_read = threading.Event(), threading.Semaphore(0)
     seen: list[tuple[int, set[float]]] = []
-    broken: list[BaseException] = []
 
     def read() -> None:
-        numbers = random.Random(0)
-        while not is_over.wait(numbers.uniform(0.0, 0.01)):
-            try:
-                folder = (run / "train").resolve()
-                scenes = [reader(folder) for reader in READERS]
-                focals = {
-                    round(float(one.intrinsics[0, 0]), 9)
-                    for scene in scenes
-                    for one in scene.cameras.values()
-                }
-                seen.append((len(scenes[0].cameras), focals))
-                assert len({frozenset(scene.cameras) for scene in scenes}) == 1
-                assert all(
-                    one.image.read_bytes()[-2:] == b"\xff\xd9" for one in scenes[0].cameras.values()
-                )
-            except BaseException as error:  # noqa: BLE001 - a thread's error is the test's
-                broken.append(error)
-                return
+        try:
+            while not is_over.is_set():
+                seen.append(read_whole((run / "train").resolve()))
+                num_read.release()
+        finally:
+            num_read.release(NUM_UPDATES)  # of a reader that broke nobody waits for more
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    for number in range(2, 16):
-        assert update(run, number=number) is not None
-    is_over.set()
-    reader.join()
-    assert not broken
-    assert len(seen) >= 5 and all(len(focals) == 1 for _, focals in seen)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        for number in range(2, 2 + NUM_UPDATES):
+            num_read.acquire()
+            assert update(run, number=number) is not None
+        is_over.set()
+        reading.result()
+    assert len(seen) >= NUM_UPDATES and all(len(focals) == 1 for _, focals in seen)
     assert {number for number, _ in seen} <= {4, 5}
+
+
+def read_whole(folder: Path) -> tuple[int, set[float]]:
+    """The number of images and the focal lengths that all trainers read alike."""
+    scenes = [reader(folder) for reader in READERS]
+    assert len({frozenset(scene.cameras) for scene in scenes}) == 1
+    cameras = scenes[0].cameras.values()
+    assert all(one.image.read_bytes()[-2:] == b"\xff\xd9" for one in cameras)
+    focals = {
+        round(float(one.intrinsics[0, 0]), 9) for scene in scenes for one in scene.cameras.values()
+    }
+    return len(cameras), focals
 
 
 def names_in(folder: Path) -> set[str]:
@@ -268,6 +269,22 @@ def test_versions_stay_as_long_as_they_take_no_more_space_than_they_may(run: Pat
     newest = {f"{number:06d}" for number in range(7, 15)}
     assert names_in(run / "training") == {"images", "state.json", *newest}
     assert (run / "train").resolve().name == "000014"
+
+
+def test_without_links_a_version_has_copies_and_they_count(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSYS, "no links", str(target))
+
+    monkeypatch.setattr(os, "link", refused)
+    for _ in range(9):
+        update(run)
+    assert len(names_in(run / "train" / "images")) == 5
+    num_bytes = sum(one.stat().st_size for one in (run / "training" / "images").iterdir())
+    update(run, keep_bytes=8 * num_bytes)  # models come on top of them
+    assert names_in(run / "training").isdisjoint({"000001", "000002"})
+    assert names_in(run / "training") >= {"000003", "000010", "images"}
 
 
 def test_images_that_no_version_has_are_deleted(run: Path, model: pycolmap.Reconstruction) -> None:
