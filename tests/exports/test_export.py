@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -366,6 +367,38 @@ def test_a_spherical_image_becomes_six_pinhole_views_of_the_same_world(tmp_path:
     assert share["front"] == share["back"] == pytest.approx(0.5, abs=0.03)
     assert len((done.path / "trajectory_keyframes.txt").read_text().splitlines()) == 1 + 4
     assert json.loads((done.path / "transforms.json").read_text())["camera_model"] == "OPENCV"
+
+
+def rename_image(run: Path, name: str, to: str) -> None:
+    sparse = run / "latest" / "sparse" / "0"
+    model = pycolmap.Reconstruction(sparse)
+    image = model.find_image_with_name(name)
+    assert image is not None
+    image.name = to
+    model.write_binary(sparse)
+    (run / "images" / to).parent.mkdir(parents=True, exist_ok=True)
+    (run / "images" / name).rename(run / "images" / to)
+
+
+def test_views_of_spherical_images_are_named_in_the_table_and_never_as_other_images(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    make_placed_run(run, models=["EQUIRECTANGULAR", "PINHOLE"], num_images=4)
+    by_camera: dict[int, list[str]] = {}
+    for image in pycolmap.Reconstruction(run / "latest" / "sparse" / "0").images.values():
+        by_camera.setdefault(image.camera_id, []).append(image.name)
+    sphere, other = Path(min(by_camera[1])), min(by_camera[2])
+    renamed = str(sphere.with_name(f"{sphere.stem}_front{sphere.suffix}"))
+    rename_image(run, other, renamed)
+    done = export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    with (done.path / "image_names.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    files = {path.name for path in (done.path / "images").iterdir()}
+    assert len(rows) == len(files) == done.num_images == 2 * 6 + 2
+    assert {row["image"] for row in rows} == files
+    assert [row["frame"] for row in rows].count(str(sphere)) == 6
+    assert [row["frame"] for row in rows].count(renamed) == 1
 
 
 def test_points_are_written_as_ply(run: Path, tmp_path: Path) -> None:
