@@ -78,7 +78,9 @@ class PinholeWarp:
         if self.is_identity:
             return pixels
         places, fractions = self._maps
-        return np.asarray(cv2.remap(pixels, places, fractions, cv2.INTER_CUBIC), np.uint8)
+        border = cv2.BORDER_REPLICATE  # a black one would show in the pixels beside it
+        undistorted = cv2.remap(pixels, places, fractions, cv2.INTER_CUBIC, borderMode=border)
+        return np.asarray(undistorted, np.uint8)
 
     def mask(self, mask: BoolArray) -> BoolArray:
         """The undistorted mask (h, w) of one (H, W); what lies outside the original is left out."""

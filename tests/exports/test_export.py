@@ -575,6 +575,17 @@ def test_an_unreadable_image_is_an_error_and_leaves_nothing(run: Path, tmp_path:
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
+def test_what_is_beside_an_image_shows_nowhere_in_the_undistorted_one(
+    run: Path, tmp_path: Path
+) -> None:
+    for path in (run / "images" / "left").iterdir():
+        cv2.imwrite(str(path), np.full((HEIGHT, WIDTH, 3), 200, np.uint8))
+    done = export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    for path in (done.path / "images").iterdir():
+        picture = cv2.imread(str(path))
+        assert picture is not None and (picture == 200).all()
+
+
 @pytest.mark.parametrize("format_", [ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO])
 def test_an_image_that_is_cut_short_is_an_error_and_no_grey(
     tmp_path: Path, format_: ExportFormat
