@@ -14,9 +14,9 @@ until all of them take more disk space than they may: then the oldest go, down t
 no version has any more go with them.
 
 Images are undistorted by the calibration of the time. Later the map has another: as long as the
-images are still those of some PINHOLE camera, to a fraction of a pixel, only the parameters of that
-camera follow. Else the lens has changed too much, and the camera begins a new generation: its
-images are written anew, under new names, before a version names them.
+images are still those of some PINHOLE camera, to a pixel and to half a thousandth of their edge,
+only the parameters of that camera follow. Else the lens has changed too much, and the camera begins
+a new generation: its images are written anew, under new names, before a version names them.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ _POINTS = "sparse/0/points3D.ply"
 _MAX_STATE_BYTES = 2**28
 _MAX_SIZE_RATIO = 4  # of undistorted images to their originals; COLMAP makes them twice as large
 _MAX_SHIFT_RATIO = 1 / 2000  # of the longer edge, that pixels may be off their PINHOLE camera's
+_MAX_SHIFT_PX = 1.0  # of larger images
 _UNREADABLE = (  # what a damaged state raises
     *(OSError, ValueError, LookupError, TypeError, AttributeError),
     *(OverflowError, RecursionError, MemoryError),
@@ -197,8 +198,7 @@ class TrainingFolder:
             camera = model.camera(camera_id)
             known = self._generations.get(camera_id)
             fit = _fit(known, camera) if known and _is_same_size(known, camera) else None
-            edge_px = max(camera.width, camera.height)
-            if fit is None or fit.max_error_px > _MAX_SHIFT_RATIO * edge_px:
+            if fit is None or fit.max_error_px > _max_shift_px(camera):
                 number = 1 if known is None else known.number + 1
                 pinholes[camera_id] = pinhole_of(camera)
                 self._generations[camera_id] = _Generation(
@@ -458,6 +458,10 @@ def _refuse_spherical(model: pycolmap.Reconstruction) -> None:
 
 def _is_same_size(known: _Generation, camera: pycolmap.Camera) -> bool:
     return (known.original.width, known.original.height) == (camera.width, camera.height)
+
+
+def _max_shift_px(camera: pycolmap.Camera) -> float:
+    return min(_MAX_SHIFT_RATIO * max(camera.width, camera.height), _MAX_SHIFT_PX)
 
 
 def _fit(known: _Generation, camera: pycolmap.Camera) -> PinholeFit:

@@ -182,6 +182,12 @@ def test_another_focal_length_moves_the_camera_and_not_its_images(tmp_path: Path
         assert camera.size == before.cameras[name].size
 
 
+def test_pixels_may_be_off_their_camera_by_no_more_than_one() -> None:
+    for width, limit_px in ((320, 0.16), (4000, 1.0)):
+        camera = pycolmap.Camera.create_from_model_name(1, "PINHOLE", 300.0, width, 200)
+        assert training_folder._max_shift_px(camera) == pytest.approx(limit_px)
+
+
 def test_another_lens_begins_a_generation_under_new_names(
     run: Path, model: pycolmap.Reconstruction
 ) -> None:
