@@ -63,7 +63,8 @@ def open_dense(
     They are of a former snapshot where the run was placed on the globe later, or broke off.
 
     Raises:
-        ConfigError: the run has none, where they lie is not known, or they are of another map.
+        ConfigError: the run has none, they cannot be read, where they lie is not known, or they are
+            of another map.
     """
     path = run / DENSE_PLY
     if map_number:
@@ -72,6 +73,8 @@ def open_dense(
         raise ConfigError(f"{run}: has no {DENSE_PLY}; dense.enabled=true makes it")
     try:
         header = read_dense_ply_header(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     if not header.cam_from_world:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -50,6 +51,7 @@ from adapters.exports.undistorted import write_undistorted
 from adapters.exports.upright import Upright, upright_of
 from adapters.run_files import read_model
 from engine.errors import ConfigError, SnapshotError
+from engine.output.nerfstudio import check_cameras
 
 
 class ExportFormat(StrEnum):
@@ -169,16 +171,22 @@ def export(
     plan = _Plan.of(
         job, set(formats), crs=crs, choice=FrameChoice.parse(frames), has_source=source is not None
     )
+    made_parents = [one for one in temporary.parents if not one.exists()]
+    is_written = False
     try:
         temporary.mkdir(parents=True)
         written, figures = plan.write(job, source=source)
         job.check()
         shutil.rmtree(temporary / STAGED, ignore_errors=True)
         temporary.replace(to)
+        is_written = True
     except OSError as error:
-        raise SnapshotError(f"{to}: cannot be written: {error.strerror or error}") from error
+        raise _failed(error, job=job, to=to) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in [] if is_written else made_parents:
+            with suppress(OSError):  # it is not empty
+                parent.rmdir()
     return Export(
         path=to,
         num_images=written.reconstruction.num_reg_images(),
@@ -217,6 +225,16 @@ def _words_of(figures: FrameFigures) -> list[str]:
         reasons = ", ".join(f"{number} {why}" for why, number in sorted(figures.left_out.items()))
         words.append(f"frames left out: {reasons}")
     return words
+
+
+def _failed(error: OSError, *, job: ExportJob, to: Path) -> SnapshotError:
+    """What is known of an error of the system: a file of the run that it names was to be read."""
+    words = error.strerror or str(error)
+    is_of_run = isinstance(error.filename, str | Path) and error.filename2 is None
+    path = Path(error.filename) if is_of_run else to
+    if is_of_run and path.resolve().is_relative_to(job.run.resolve()):
+        return SnapshotError(f"{path}: cannot be read: {words}")
+    return SnapshotError(f"{to}: cannot be written: {words}")
 
 
 def _latest_of(run: Path) -> Path:
@@ -303,6 +321,8 @@ class _Plan:
                 )
         dense, note = _dense_for(job, formats)
         notes = [note] if note else []
+        if ExportFormat.NERFSTUDIO in formats and ExportFormat.UNDISTORT not in formats:
+            check_cameras(job.reconstruction)
         if ExportFormat.ODM in formats:
             notes.append(check_odm(job))
         if ExportFormat.BUNDLER in formats:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pycolmap
 import pytest
 
+import adapters.exports.dense as dense_module
 from adapters.exports.export import ExportFormat, export
+from adapters.exports.job import Progress
 from engine.dense_types import DensePoints, KeyframePoses
 from engine.errors import ConfigError, SnapshotError
 from engine.geometry import pose_in_other_world, rotation_from_quat_xyzw
@@ -259,8 +262,10 @@ def test_transforms_json_follows_the_undistorted_images(run: Path, tmp_path: Pat
 
 def test_a_camera_nerfstudio_does_not_know_is_refused_unless_undistorted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", make_model(model="FOV"))
+    copied: list[Progress] = []
     with pytest.raises(ConfigError, match="FOV"):
-        export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
+        export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO], progress=copied.append)
+    assert not copied
     assert not (tmp_path / "out").exists()
     formats = [ExportFormat.NERFSTUDIO, ExportFormat.UNDISTORT]
     assert export(run, tmp_path / "out", formats=formats).num_images == 4
@@ -566,6 +571,36 @@ def test_a_missing_image_is_an_error_and_leaves_nothing(
     with pytest.raises(SnapshotError, match=r"1 of 4 images .* left/000002\.png"):
         export(run, tmp_path / "out", formats=[format_])
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_what_fails_leaves_no_folders_that_it_made(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (run / "images" / "left" / "000002.png").unlink()
+    with pytest.raises(SnapshotError):
+        export(run, tmp_path / "mine" / "a" / "b" / "out", formats=[ExportFormat.UNDISTORT])
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_an_error_of_reading_names_the_file_of_the_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(errno.EIO, "broken", str(source))
+
+    monkeypatch.setattr(shutil, "copyfile", refused)
+    with pytest.raises(SnapshotError, match=r"trajectory\.txt: cannot be read: broken"):
+        export(run, tmp_path / "out", formats=[ExportFormat.TUM])
+
+
+def test_dense_points_that_cannot_be_read_are_an_error_in_a_sentence(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> None:
+        raise OSError(errno.EIO, "broken", str(path))
+
+    monkeypatch.setattr(dense_module, "read_dense_ply_header", refused)
+    with pytest.raises(ConfigError, match=r"dense\.ply: cannot be read: broken"):
+        export(run, tmp_path / "out", formats=[ExportFormat.DENSE])
 
 
 def test_an_unreadable_image_is_an_error_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
