@@ -133,7 +133,7 @@ def _staged_sharpest(
     keyframes = reading.keyframes
     names = [*(frame.name for frame in keyframes), *(one.posed.name for one in tracked)]
     poses = [*(f.cam_from_world for f in keyframes), *(one.fit.cam_from_world for one in tracked)]
-    details = [*(reading.keyframe_detail(f.name) for f in keyframes), *(t.detail for t in tracked)]
+    details = [*reading.keyframe_details(), *(one.detail for one in tracked)]
     sharpness = sharpness_of(details)
     rows = choose_sharpest(poses, sharpness, depth_map=reading.depth_map, number=number)
     chosen = {names[row] for row in rows}
@@ -141,6 +141,7 @@ def _staged_sharpest(
     for one, frame in reading.good([t.posed for t in tracked if t.posed.name in chosen]):
         staging.add(one, frame, config=reading.config)
         measured.append(one)
+    left_out.update(reading.left_out)  # what the source does not give a second time
     kept = [frame.name for frame in keyframes if frame.name in chosen]
     return staging.finished(
         kept, measured, left_out, sharpness=dict(zip(names, sharpness.tolist(), strict=True))
@@ -215,11 +216,16 @@ class _Reading:
         if num_seen < len(posed):
             self.left_out[LeftOut.NOT_IN_SOURCE.value] += len(posed) - num_seen
 
-    def keyframe_detail(self, name: str) -> PatchDetail:
-        """What a keyframe shows around its map points."""
-        points, pixels = self._points_of(name), self._pixels_of(name)
-        rows = _some(len(points.point3D_ids))
-        return patch_detail(_grey(pixels), points.point3D_ids[rows], points.points_xy[rows])
+    def keyframe_details(self) -> list[PatchDetail]:
+        """What each keyframe shows around its map points."""
+        details = []
+        for frame in self._job.each("keyframes compared", self.keyframes):
+            points, pixels = self._points_of(frame.name), self._pixels_of(frame.name)
+            rows = _some(len(points.point3D_ids))
+            details.append(
+                patch_detail(_grey(pixels), points.point3D_ids[rows], points.points_xy[rows])
+            )
+        return details
 
     def _read(self, names: Collection[str]) -> Iterator[SourceFrame]:
         return read_frames(self._sources, names, config=self.config)

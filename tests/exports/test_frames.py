@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import adapters.exports.frames as frames_module
 from adapters.exports.export import Export, ExportFormat, export
 from adapters.exports.job import ExportCancelled
+from adapters.exports.source_frames import SourceFrame, read_frames
 from engine.errors import ConfigError
 from engine.types import Uint8Array
 from tests.support.plane_runs import PlaneRun, frame_name, make_plane_run, write_opened
@@ -116,6 +118,27 @@ def test_the_sharpest_are_sharp_and_spread_over_the_way(tmp_path: Path) -> None:
     assert np.diff(chosen).max() <= 8
     kinds = {row["kind"] for row in table(done.path)}
     assert kinds in ({"tracked"}, {"tracked", "keyframe"})
+
+
+def test_a_frame_that_the_source_does_not_give_twice_is_counted(
+    plane: PlaneRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_readings = 0
+    whats: list[str] = []
+
+    def forgetting(*arguments: Any, **options: Any) -> Iterator[SourceFrame]:
+        nonlocal num_readings
+        num_readings += 1
+        frames = read_frames(*arguments, **options)
+        return (one for one in frames if num_readings == 1 or one.name == frame_name(0))
+
+    monkeypatch.setattr(frames_module, "read_frames", forgetting)
+    done = exported(
+        plane, tmp_path / "out", "sharpest:8", progress=lambda one: whats.append(one.what)
+    )
+    assert num_readings == 2 and done.num_images < 8
+    assert any(f"{8 - done.num_images} not_in_source" in note for note in done.notes)
+    assert "keyframes compared" in whats
 
 
 def test_keyframes_alone_need_no_source(
