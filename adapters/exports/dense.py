@@ -41,7 +41,7 @@ class RunDensePoints:
         """The points in the map's world, some at once: ``xyz``, ``normal`` and ``rgb`` of each.
 
         Raises:
-            ExportCancelled: the export was cancelled.
+            ExportCancelledError: the export was cancelled.
             OSError: the file cannot be read.
             SnapshotError: it is not whole any more.
         """
@@ -96,7 +96,7 @@ def write_dense(job: ExportJob, dense: RunDensePoints, to: Path) -> None:
     """Writes dense points as a PLY file of the same form.
 
     Raises:
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
         OSError: a file cannot be read or written.
         SnapshotError: the run's file is not whole any more.
     """

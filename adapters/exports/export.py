@@ -141,7 +141,7 @@ def export(
         AdapterUnavailableError: a package that a format needs is not installed.
         SourceError: frames between keyframes cannot be read again.
         SnapshotError: the files cannot be written, or images of the map are missing.
-        ExportCancelled: it was cancelled.
+        ExportCancelledError: it was cancelled.
     """
     to = to.resolve()
     if not formats:

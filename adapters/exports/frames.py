@@ -110,7 +110,7 @@ def stage_frames(
         ConfigError: frames are wanted that the run has no poses of, or that cannot be read again.
         SourceError: a source cannot be opened.
         SnapshotError: an image cannot be read or written.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     staging = _Staging(job)
     if choice.kind is FrameKind.KEYFRAMES:

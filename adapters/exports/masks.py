@@ -28,7 +28,7 @@ def write_masks(job: ExportJob) -> None:
 
     Raises:
         SnapshotError: a mask cannot be read or written.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     if not has_masks(job):
         return

@@ -53,7 +53,7 @@ def write_metashape(job: ExportJob, crs: PlacedCrs) -> None:
         ConfigError: the CRS has no coordinates for the cameras.
         SnapshotError: a calibration cannot be written.
         OSError: a file cannot be read or written.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     names = flat_names(job, option="--metashape")
     folder = job.to / _FOLDER

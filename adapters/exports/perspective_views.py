@@ -53,7 +53,7 @@ def split_spherical_images(
     Raises:
         SnapshotError: an image cannot be read or written.
         OSError: likewise.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     import pycolmap
 

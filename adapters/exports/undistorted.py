@@ -40,7 +40,7 @@ def write_undistorted(job: ExportJob) -> pycolmap.Reconstruction:
     Raises:
         SnapshotError: an image or mask cannot be read or written.
         OSError: likewise.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     import pycolmap
 

@@ -12,7 +12,7 @@ import pytest
 
 import adapters.exports.frames as frames_module
 from adapters.exports.export import Export, ExportFormat, export
-from adapters.exports.job import ExportCancelled
+from adapters.exports.job import ExportCancelledError
 from adapters.exports.source_frames import SourceFrame, read_frames
 from engine.errors import ConfigError
 from engine.types import Uint8Array
@@ -234,7 +234,7 @@ def test_cancelling_while_frames_are_read_leaves_nothing(plane: PlaneRun, tmp_pa
 
         return is_cancelled
 
-    with pytest.raises(ExportCancelled):
+    with pytest.raises(ExportCancelledError):
         exported(plane, tmp_path / "out", "all", is_cancelled=cancelled_after(9))
     assert not list(tmp_path.iterdir())
 
