@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -144,21 +144,11 @@ def export(
         ExportCancelledError: it was cancelled.
     """
     to = to.resolve()
-    if not formats:
-        raise ConfigError("an export needs at least one format")
-    snapshot = _latest_of(run)
-    models = _models(snapshot)
-    if 0 not in models:
-        raise ConfigError(f"{run}: has no snapshot to export")
-    if map_number not in models:
-        raise ConfigError(f"{run}: has no map {map_number}, only 0 to {max(models)}")
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise ConfigError(f"{to}: exists and is not an empty folder")
-    temporary = to.with_name(f".tmp-{to.name}-{os.getpid()}")
+    snapshot, models = _checked(run, to, formats=formats, map_number=map_number)
     job = ExportJob(
         run=run,
         reconstruction=read_model(models.pop(map_number)),
-        to=temporary,
+        to=to.with_name(f".tmp-{to.name}-{os.getpid()}"),
         map_number=map_number,
         place=read_place(snapshot, map_number),
         progress=progress,
@@ -171,22 +161,8 @@ def export(
     plan = _Plan.of(
         job, set(formats), crs=crs, choice=FrameChoice.parse(frames), has_source=source is not None
     )
-    made_parents = [one for one in temporary.parents if not one.exists()]
-    is_written = False
-    try:
-        temporary.mkdir(parents=True)
+    with _written_whole(job, to):
         written, figures = plan.write(job, source=source)
-        job.check()
-        shutil.rmtree(temporary / STAGED, ignore_errors=True)
-        temporary.replace(to)
-        is_written = True
-    except OSError as error:
-        raise _failed(error, job=job, to=to) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in [] if is_written else made_parents:
-            with suppress(OSError):  # it is not empty
-                parent.rmdir()
     return Export(
         path=to,
         num_images=written.reconstruction.num_reg_images(),
@@ -199,6 +175,55 @@ def export(
             *([] if figures is None else _words_of(figures)),
         ),
     )
+
+
+def _checked(
+    run: Path, to: Path, *, formats: Collection[ExportFormat], map_number: int
+) -> tuple[Path, dict[int, Path]]:
+    """The latest snapshot and its maps, by number.
+
+    Raises:
+        ConfigError: there is no such map, nothing is to be written, or the target holds something.
+    """
+    if not formats:
+        raise ConfigError("an export needs at least one format")
+    snapshot = _latest_of(run)
+    models = _models(snapshot)
+    if 0 not in models:
+        raise ConfigError(f"{run}: has no snapshot to export")
+    if map_number not in models:
+        raise ConfigError(f"{run}: has no map {map_number}, only 0 to {max(models)}")
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise ConfigError(f"{to}: exists and is not an empty folder")
+    return snapshot, models
+
+
+@contextmanager
+def _written_whole(job: ExportJob, to: Path) -> Iterator[None]:
+    """Makes the job's folder, which becomes the export at the end of the block.
+
+    After an exception in the block neither it nor the folders above that were made are left.
+
+    Raises:
+        SnapshotError: a file cannot be read or written.
+        ExportCancelledError: the export was cancelled.
+    """
+    made_parents = [one for one in to.parents if not one.exists()]
+    is_written = False
+    try:
+        job.to.mkdir(parents=True)
+        yield
+        job.check()
+        shutil.rmtree(job.to / STAGED, ignore_errors=True)
+        job.to.replace(to)
+        is_written = True
+    except OSError as error:
+        raise _failed(error, job=job, to=to) from error
+    finally:
+        shutil.rmtree(job.to, ignore_errors=True)
+        for parent in [] if is_written else made_parents:
+            with suppress(OSError):  # it is not empty
+                parent.rmdir()
 
 
 def _turned(job: ExportJob, upright: Upright) -> ExportJob:
