@@ -39,6 +39,7 @@ from adapters.exports.source_frames import (
     find_sources,
     read_frames,
 )
+from adapters.run_files import read_frame_rows
 from engine.config import Config
 from engine.errors import ConfigError, JournalError, SnapshotError
 from engine.geometry import transform_points
@@ -61,11 +62,13 @@ _HEADER = ("image", "frame", "kind", "reprojection_error_px", "sharpness")
 
 
 class LeftOut(StrEnum):
-    """Why a frame with a pose is not exported."""
+    """Why a frame between keyframes is not exported."""
 
     NOT_IN_SOURCE = "not_in_source"  # the source does not give it any more
     TOO_FEW_POINTS = "too_few_points"  # of the map were found in it
     INACCURATE = "inaccurate"  # its pose, beside those of keyframes
+    IN_OTHER_MAP = "in_another_map"  # of the run
+    WITHOUT_POSE = "without_a_pose"  # in any map
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +124,8 @@ def stage_frames(
         for one, frame in reading.good(reading.tracked):
             staging.add(one, frame, config=reading.config)
             measured.append(one)
-        return staging.finished(list(staging.keyframes), measured, reading.left_out)
+        left_out = reading.left_out + reading.elsewhere
+        return staging.finished(list(staging.keyframes), measured, left_out)
     return _staged_sharpest(staging, reading, number=choice.number)
 
 
@@ -129,7 +133,7 @@ def _staged_sharpest(
     staging: _Staging, reading: _Reading, *, number: int
 ) -> tuple[ExportJob, FrameFigures]:
     tracked = [replace(one, tracks=None) for one, _ in reading.good(reading.tracked)]
-    left_out = Counter(reading.left_out)
+    left_out = reading.left_out + reading.elsewhere
     keyframes = reading.keyframes
     names = [*(frame.name for frame in keyframes), *(one.posed.name for one in tracked)]
     poses = [*(f.cam_from_world for f in keyframes), *(one.fit.cam_from_world for one in tracked)]
@@ -164,6 +168,7 @@ class _Reading:
         self._model = job.reconstruction
         self.config: Config = config_of(job.run)
         self._images = {image.name: image for image in job.images()}
+        self.elsewhere = _frames_elsewhere(job)
         posed = read_posed_frames(job)
         self.tracked = [frame for frame in posed if frame.name not in self._images]
         self.keyframes = [frame for frame in posed if frame.name in self._images]
@@ -497,6 +502,17 @@ def _track_of(tracks: dict[int, pycolmap.Track], point3D_id: int) -> pycolmap.Tr
 
 
 # -- figures --------------------------------------------------------------------------------------
+
+
+def _frames_elsewhere(job: ExportJob) -> Counter[str]:
+    """How many frames that the run used have no pose in the map."""
+    reasons: Counter[str] = Counter()
+    for row in read_frame_rows(job.run):
+        if row.is_dropped or row.pose == PoseKind.KEYFRAME or row.map_number == str(job.map_number):
+            continue
+        why = LeftOut.IN_OTHER_MAP if row.map_number else LeftOut.WITHOUT_POSE
+        reasons[why.value] += 1
+    return reasons
 
 
 def _camera_of(frame: PosedFrame) -> tuple[str, str]:

@@ -120,6 +120,21 @@ def test_the_sharpest_are_sharp_and_spread_over_the_way(tmp_path: Path) -> None:
     assert kinds in ({"tracked"}, {"tracked", "keyframe"})
 
 
+def test_frames_that_have_a_pose_in_another_map_or_none_are_counted(tmp_path: Path) -> None:
+    plane = make_plane_run(tmp_path)
+    with (plane.path / "frames.csv").open() as file:
+        *others, last = csv.DictReader(file)
+    with (plane.path / "frames.csv").open("w") as file:
+        writer = csv.DictWriter(file, list(last))
+        writer.writeheader()
+        writer.writerows([*others, last])
+        for pose, number in (("tracked", "1"), ("tracked", "1"), ("keyframe", "1"), ("none", "")):
+            writer.writerow(last | {"name": "other.jpg", "pose": pose, "map": number})
+        writer.writerow(last | {"status": "dropped_blurred", "pose": "none", "map": ""})
+    done = exported(plane, tmp_path / "out", "all")
+    assert any("2 in_another_map, 1 without_a_pose" in note for note in done.notes)
+
+
 def test_a_frame_that_the_source_does_not_give_twice_is_counted(
     plane: PlaneRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
