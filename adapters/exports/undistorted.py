@@ -107,4 +107,4 @@ def _write_image(job: ExportJob, name: str, warp: PinholeWarp, *, is_masked: boo
     if is_masked:
         mask_name = f"{name}.png"
         mask = read_mask(job.run / MASKS / mask_name, warp.original)
-        write_mask(warp.mask(mask > 0), job.to / MASKS / mask_name)
+        write_mask(warp.mask(mask), job.to / MASKS / mask_name)

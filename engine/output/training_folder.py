@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from engine.errors import ConfigError, JournalError, SnapshotError
@@ -56,11 +55,11 @@ from engine.output.undistortion import (
     PinholeWarp,
     fit_pinhole,
     pinhole_of,
+    read_mask,
     undistort_model,
     undistorted_file,
 )
 from engine.regular_files import read_regular_file
-from engine.types import BoolArray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -279,7 +278,7 @@ class TrainingFolder:
         if self._mask_stamps.get(file) == stamp and path.exists():
             return
         between()
-        mask = _read_mask(source, warp().original) if stamp else None
+        mask = read_mask(source, warp().original) if stamp else None
         size = (warp().pinhole.height, warp().pinhole.width)
         undistorted = np.ones(size, np.bool_) if mask is None else warp().mask(mask)
         path.parent.mkdir(exist_ok=True)
@@ -493,13 +492,6 @@ def _size_of(version: Path) -> int:
                 break  # all of a folder are
             num_bytes += status.st_size
     return num_bytes
-
-
-def _read_mask(path: Path, camera: pycolmap.Camera) -> BoolArray:
-    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if mask is None or mask.shape != (camera.height, camera.width):
-        raise SnapshotError(f"mask {path.name}: cannot be read, or is not of its image's size")
-    return np.asarray(mask) > 0
 
 
 def _stamp(path: Path) -> str:

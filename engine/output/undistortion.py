@@ -195,6 +195,18 @@ def undistorted_file(path: Path, warp: PinholeWarp, *, suffix: str, jpeg_quality
     return encoded.tobytes()
 
 
+def read_mask(path: Path, camera: pycolmap.Camera) -> BoolArray:
+    """The mask (H, W) in a file of a camera's image.
+
+    Raises:
+        SnapshotError: it cannot be read, or is not of the camera's size.
+    """
+    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    if mask is None or mask.shape != (camera.height, camera.width):
+        raise SnapshotError(f"mask {path.name} cannot be read, or is not of its image's size")
+    return np.asarray(mask) > 0
+
+
 def _decoded(data: bytes) -> Uint8Array | None:
     if not data:
         return None  # OpenCV raises
