@@ -418,7 +418,7 @@ def export(
     with _errors_reported():
         from adapters.exports.export import ExportFormat
         from adapters.exports.export import export as export_run
-        from adapters.exports.job import ExportCancelled
+        from adapters.exports.job import ExportCancelledError
         from adapters.exports.terminal import cancelled_by_signals, progress_shown
         from engine.output.run_format import check_readable
 
@@ -459,7 +459,7 @@ def export(
                     progress=progress,
                     is_cancelled=is_cancelled,
                 )
-        except ExportCancelled as cancelled:
+        except ExportCancelledError as cancelled:
             typer.echo(f"livesfm: {cancelled}", err=True)
             raise typer.Exit(INTERRUPTED) from cancelled
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
