@@ -657,14 +657,21 @@ def batch(
         given += [f"--set={one}" for one in settings or [] if not one.startswith("remote.")]
         runs = plan_batch(dataset, out=out, arguments=given)
         results = []
-        for result in run_batch(runs, address=address):
-            _say("  ".join(result.row))
-            results.append(result)
+        former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            for result in run_batch(runs, address=address):
+                _say("  ".join(result.row))
+                results.append(result)
+        except KeyboardInterrupt as interrupt:
+            typer.echo("livesfm: stopped; the same command goes on with what is left", err=True)
+            raise typer.Exit(INTERRUPTED) from interrupt
+        finally:
+            signal.signal(signal.SIGTERM, former)
         table = Table(*COLUMNS, title=str(out))
         for result in sorted(results, key=lambda one: one.name):
             table.add_row(*result.row)
         _print_table(table)
-    if not all(result.summary for result in results):
+    if not all(one.has_map and one.exit_code in (None, 0, DOUBTED) for one in results):
         raise typer.Exit(NOTHING_MADE)
 
 
@@ -1091,6 +1098,8 @@ def _errors_reported() -> Iterator[None]:
     """Turns the engine's errors into one line and an exit code."""
     try:
         yield
+    except typer.Exit:  # a RuntimeError, which has been explained
+        raise
     except (ConfigError, AdapterUnavailableError) as error:
         typer.echo(f"livesfm: {error}", err=True)
         raise typer.Exit(REFUSED) from error
