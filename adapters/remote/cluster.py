@@ -79,7 +79,7 @@ class Cluster:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._channel: Channel | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._link: Channel | None = None  # the channel, also before calls may be sent over it
         self._known: set[str] = set()  # keys of states that the process has
         self._calls: dict[int, Call] = {}
         self._heard_at_s = 0.0  # from the process
@@ -209,6 +209,8 @@ class Cluster:
     def result(self, call: Call) -> Message:
         """Waits for the result of a call while the cluster answers.
 
+        Several may wait for one call, one after the other; it is kept until its result comes.
+
         Raises:
             ClusterAwayError: it does not any more, or could not do it on any worker.
         """
@@ -226,7 +228,6 @@ class Cluster:
         finally:
             with self._lock:
                 self._waited_s[call.stage] += time.monotonic() - since_s
-                self._calls.pop(call.message.number, None)
 
     def count(self, name: str) -> None:
         """Counts work, for `summary.json`."""
@@ -244,15 +245,15 @@ class Cluster:
             }
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process, also one that is just being started."""
         with self._changed:
             self._is_closed = True
-            channel, process = self._channel, self._process
+            link = self._link
             self._changed.notify_all()
-        if channel is not None:
-            channel.close()
-        if process is not None:
-            _end(process)
+        if link is not None:
+            link.close()
+        if self._supervising.is_alive():
+            self._supervising.join(_END_TIMEOUT_S)
 
     # -- sending ----------------------------------------------------------------------------------
 
@@ -299,7 +300,11 @@ class Cluster:
         pause_s = _FIRST_PAUSE_S
         while not self._is_closed:
             began_s = time.monotonic()
-            self._serve_one_process()
+            try:
+                self._serve_one_process()
+            except Exception as error:  # a task boundary: another process is started
+                logger.exception("the cluster process is started again")
+                self._trouble = f"{type(error).__name__}: {error}"
             if time.monotonic() - began_s > _LAST_PAUSE_S:
                 pause_s = _FIRST_PAUSE_S
             with self._changed:
@@ -314,6 +319,25 @@ class Cluster:
         )
         silent_s = _SILENT_STALLS * self._config.stall_s + _START_S
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _duration(silent_s))
+        channel = Channel(ours)
+        with self._lock:
+            self._link, is_closed = channel, self._is_closed
+        try:
+            if not is_closed:
+                self._serve_process_at(theirs, channel)
+        except (OSError, BrokenMessageError) as error:
+            self._trouble = f"the cluster process broke: {error}"
+        finally:
+            theirs.close()
+            channel.close()
+
+    def _serve_process_at(self, theirs: socket.socket, channel: Channel) -> None:
+        """Starts a process at the other end of a channel, and ends it.
+
+        Raises:
+            OSError: it cannot be started, or does not read.
+            BrokenMessageError: it sent something else.
+        """
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "adapters.remote.cluster_process", str(theirs.fileno())],
@@ -324,23 +348,26 @@ class Cluster:
                 start_new_session=True,  # Ctrl-C is for the run, which tells it when to end
                 env=os.environ | {"RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"},
             )
-            theirs.close()
-            channel = Channel(ours)
-            with self._lock:
-                self._process, self._known = process, set()
-                self._silent_s, self._num_up = None, 0
             try:
-                channel.send(Message(kind="open", fields=self._settings))
-                with self._lock:
-                    self._channel = None if self._is_closed else channel
-                self._receive(channel)
-            except (OSError, BrokenMessageError) as error:
-                self._trouble = f"the cluster process broke: {error}"
+                theirs.close()
+                self._serve_process(channel)
             finally:
-                self._lose(channel)
                 _end(process)
                 if not self._trouble:
                     self._trouble = _last_line(log)
+
+    def _serve_process(self, channel: Channel) -> None:
+        with self._lock:
+            self._known = set()
+            self._silent_s, self._num_up = None, 0
+        try:
+            channel.send(Message(kind="open", fields=self._settings))
+            with self._lock:
+                self._channel = None if self._is_closed else channel
+            self._receive(channel)
+        finally:
+            channel.close()
+            self._lose()
 
     def _receive(self, channel: Channel) -> None:
         while (message := channel.receive()) is not None:
@@ -378,7 +405,7 @@ class Cluster:
     def _answer(self, message: Message) -> None:
         with self._lock:
             call = self._calls.get(message.number)
-        if call is None or call.result.done():
+        if call is None:
             return
         if message.kind == "unknown" and call.num_resent < _MAX_RESENT:
             call.num_resent += 1
@@ -386,14 +413,17 @@ class Cluster:
                 self._known -= {str(key) for key in message.fields["keys"]}
             self._send_states(call.keys, stage=call.stage)
             self._send(call.message)
-        elif message.kind == "result":
+            return
+        with self._lock:
+            if self._calls.pop(message.number, None) is None:
+                return  # the process was lost meanwhile
+        if message.kind == "result":
             call.result.set_result(message)
         else:
             words = str(message.fields.get("words") or "its states are lost")
             call.result.set_exception(ClusterAwayError(words))
 
-    def _lose(self, channel: Channel) -> None:
-        channel.close()
+    def _lose(self) -> None:
         with self._changed:
             self._channel = None
             self._silent_s, self._num_up = None, 0
@@ -408,6 +438,7 @@ class Cluster:
         self._tell_changes()
 
 
+_END_TIMEOUT_S = 5.0  # that closing waits until the process has ended
 _START_S = 60.0  # connecting may take so long before the process says anything
 _COUNTED = (
     "windows_there",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ class RemoteSift:
         self._ahead = AheadWork(config, self.cluster)
         self._keys = _Keys()
         self._lean_before: dict[str, Uint8Array] = {}  # descriptors, by camera
-        self._described: dict[FrameId, Call] = {}  # ahead
+        self._described: dict[FrameId, Future[Call | None]] = {}  # ahead
         self._asked: dict[Keys, _Asked] = {}  # ahead
         self._asked_for: dict[FrameId, list[Keys]] = {}
         self._newest = FrameId(0)  # whose turn has come
@@ -90,13 +91,22 @@ class RemoteSift:
 
     def describe_ahead(self, frame: Frame) -> None:
         """Begins to describe a frame, unless that needs the one before it."""
-        if not self._sift.lean_features:
-            self._ahead.begin(frame.frame_id, lambda: self._describe_ahead(frame))
+        if self._sift.lean_features or not self.cluster.is_usable():
+            return
+        self._ahead.send(frame.frame_id)
+        describing = self._ahead.submit(lambda: self._begin_to_describe(frame, is_ahead=True))
+        if describing is not None:
+            with self._ahead.lock:
+                self._described[frame.frame_id] = describing
 
-    def _describe_ahead(self, frame: Frame) -> None:
-        call = self._begin_to_describe(frame, is_ahead=True)
+    def _described_ahead(self, frame_id: FrameId) -> Call | None:
+        """The call that describes a frame, waited for while it is being sent; None: there is none.
+
+        One that is not being sent yet never will be.
+        """
         with self._ahead.lock:
-            self._described[frame.frame_id] = call
+            describing = self._described.pop(frame_id, None)
+        return None if describing is None or describing.cancel() else describing.result()
 
     def describe(self, frame: Frame) -> Features:
         """As `SiftMatcher.describe`.
@@ -104,8 +114,7 @@ class RemoteSift:
         Raises:
             InferenceError: OpenCV could not work on the image.
         """
-        with self._ahead.lock:
-            call = self._described.pop(frame.frame_id, None)
+        call = self._described_ahead(frame.frame_id)
         try:
             if not self.cluster.is_usable():
                 raise ClusterAwayError("the cluster is away")
@@ -120,7 +129,7 @@ class RemoteSift:
             self._keys.add(features.descriptors, key)
             self.cluster.know(key)
             self._ahead.count("described_there")
-        except (ClusterAwayError, KeyError, ValueError):
+        except (ClusterAwayError, InferenceError, KeyError, ValueError):
             features, lean = self._local.describe_after(
                 frame, self._lean_before.get(frame.camera_key)
             )
@@ -161,11 +170,14 @@ class RemoteSift:
         """Ends what was begun for a keyframe."""
         self._ahead.end(frame_id)
         with self._ahead.lock:
+            describing = self._described.pop(frame_id, None)
             left = [
                 keys
                 for keys in self._asked_for.pop(frame_id, ())
                 if self._asked.pop(keys, None) is not None
             ]
+        if describing is not None:
+            describing.cancel()
         self._ahead.count("pairs_ahead_unused", len(left))
 
     def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
