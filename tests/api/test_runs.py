@@ -519,7 +519,9 @@ def test_the_twin_for_event_loops_has_all_that_a_run_has() -> None:
     assert dict(plain) == dict(twin)
 
 
-def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_page_runs_and_prints_the_poses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = (Path(livesfm.__file__).parent.parent / "README.md").read_text()
     example = page.split("```python\n")[1].split("```")[0]
     frames = [(number / 10, rgb) for number, (rgb, _) in enumerate(town_frames())]
@@ -527,4 +529,6 @@ def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     names = {"frames": frames}
     exec(compile(example, "README.md", "exec"), names)  # noqa: S102 - our own page
     assert names["model"].num_reg_images() >= 4  # type: ignore[attr-defined]
+    printed = capsys.readouterr().out.splitlines()
+    assert len({line.split()[0] for line in printed if "[" in line}) >= len(FRAMES) - 2
     assert len(example.strip().splitlines()) <= 15
