@@ -318,6 +318,17 @@ def _likely_cause(evidence: MapEvidence) -> str:
             f"the calibration that was given is wrong (focal length {_lengths(cameras)}), or the"
             " camera zoomed: check it, or let the images tell it, and keep the zoom while filming"
         )
+    unsure = [
+        camera
+        for camera in unvouched
+        if camera.observed_sigma_ratio is None or camera.observed_sigma_ratio > _WANTED_RATIO
+    ]
+    if unsure:
+        return (
+            f"too little motion to know the focal length ({_unsure_lengths(unsure)}): film longer"
+            " and walk sideways past what is filmed, or give the calibration (cameras.focal_px,"
+            " --calibration); if the camera zoomed, keep the zoom while filming"
+        )
     return (
         "the camera zoomed, or its lens is not as the map has it (focal length"
         f" {_lengths(unvouched)}): keep the zoom while filming, or give the calibration"
@@ -327,6 +338,15 @@ def _likely_cause(evidence: MapEvidence) -> str:
 
 def _lengths(cameras: Sequence[CameraFigures]) -> str:
     return " and ".join(f"{camera.focal_px:.0f} px" for camera in cameras[:3])
+
+
+def _unsure_lengths(cameras: Sequence[CameraFigures]) -> str:
+    return " and ".join(
+        f"{camera.focal_px:.0f} px"
+        if camera.observed_sigma_ratio is None
+        else f"{camera.focal_px:.0f} px, give or take {camera.observed_sigma_ratio:.0%}"
+        for camera in cameras[:3]
+    )
 
 
 def _disputed_places(evidence: MapEvidence) -> list[PlaceEvidence]:
