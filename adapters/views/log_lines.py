@@ -184,7 +184,7 @@ def _other_maps(event: RunFinished) -> str:
 def _camera(event: Event, _: RunCounters) -> str | None:
     match event:
         case CameraCalibrated():
-            how = "refined" if event.is_refined else event.how.replace("_", " ")
+            how = "as in the map" if event.is_refined else event.how.replace("_", " ")
             return f"camera {event.camera_key}: focal length {event.focal_px:.0f} px ({how})"
         case LensRecognised():
             return (

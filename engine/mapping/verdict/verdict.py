@@ -607,6 +607,12 @@ def _other_focal(evidence: MapEvidence, camera: CameraFigures, name: str) -> Rea
 def _help_with(kind: str) -> str:
     if kind in ("zoom", "missing"):
         return "keep the zoom while filming, or photograph each zoom on its own"
+    if kind in _TOLD_BY_SIGMA:
+        return (
+            "to be sure, film longer and move sideways or around something, or give the focal"
+            " length of a good map by this camera (cameras.focal_px) or the calibration by a target"
+            " (--calibration)"
+        )
     return "give its calibration (cameras.focal_px, --calibration) to be sure"
 
 
