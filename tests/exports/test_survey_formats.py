@@ -83,6 +83,28 @@ def test_laspy_reads_points_where_they_are_to_a_millimetre(
     np.testing.assert_allclose(las.header.mins, las.xyz.min(axis=0), atol=1e-6)
 
 
+def test_points_known_far_worse_than_the_others_are_noise_and_counted(
+    run: Path, tmp_path: Path
+) -> None:
+    model = model_of(run)
+    far = sorted(model.points3D)[0]
+    first, second = (model.image(model.point3D(far).track.elements[i].image_id) for i in (0, 1))
+    middle = (first.projection_center() + second.projection_center()) / 2.0
+    model.point3D(far).xyz = middle + 50.0 * (model.point3D(far).xyz - middle)
+    model.write_binary(run / "latest" / "sparse" / "0")
+    done = export(run, tmp_path / "out", formats=[ExportFormat.LAS])
+    classes = np.asarray(laspy.read(done.path / "points.las").classification)
+    assert classes.tolist() == [7, *[0] * (len(classes) - 1)]
+    assert any(f"1 of {len(classes)} points in points.las" in note for note in done.notes)
+
+
+def test_no_point_of_a_usual_map_is_noise(run: Path, tmp_path: Path) -> None:
+    done = export(run, tmp_path / "out", formats=[ExportFormat.LAS])
+    assert set(np.asarray(laspy.read(done.path / "points.las").classification)) == {0}
+    assert set(np.asarray(laspy.read(done.path / "dense.las").classification)) == {0}
+    assert done.notes == ()
+
+
 def test_dense_points_are_written_beside_the_others(run: Path, tmp_path: Path) -> None:
     done = export(run, tmp_path / "out", formats=[ExportFormat.LAZ])
     las = laspy.read(done.path / "dense.laz")
