@@ -1,7 +1,8 @@
 """Many datasets, a run for each: one after the other here, or as tasks of a Ray cluster.
 
 A run is a process of its own. What is done already is not done again: a run that has ended is left
-as it is, and one that was cut off goes on.
+as it is, and one that was cut off goes on. Where a batch is stopped, its run stops and saves its
+map; on a cluster runs are killed, and go on from what they had written.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import importlib.util
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +26,9 @@ from engine.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+END_OF_SOURCES = "end_of_sources"  # in the summary of a run that came to its end
 _MAX_SUMMARY_BYTES = 10_000_000
+_LAST_BYTES = 10_000  # of what a run writes
 _WAIT_S = 1.0  # between looks for tasks that have ended
 
 
@@ -39,7 +44,7 @@ class BatchRun:
     @property
     def is_done(self) -> bool:
         """Whether a former batch made it, to the end of its source."""
-        return _summary_of(self.folder).get("stopped_by") == "end_of_sources"
+        return _summary_of(self.folder).get("stopped_by") == END_OF_SOURCES
 
     @property
     def command(self) -> list[str]:
@@ -55,25 +60,33 @@ class BatchResult:
     """How a run ended."""
 
     name: str
-    exit_code: int | None  # None: it was done before
+    exit_code: int | None  # of the run; None: it was done before
     summary: dict[str, Any]  # empty: there is none
     error: str = ""  # the last line that it wrote, where it made no map
 
     @property
+    def has_map(self) -> bool:
+        """Whether it came to its end with a map, be it a doubtful one."""
+        is_whole = self.summary.get("stopped_by") == END_OF_SOURCES
+        return is_whole and bool(self.summary.get("registered_keyframes"))
+
+    @property
     def row(self) -> tuple[str, ...]:
         """Cells of the table: name, keyframes, registered, error in px, wall seconds, verdict."""
-        if not self.summary:
-            return (self.name, "-", "-", "-", "-", self.error or f"exit code {self.exit_code}")
         figures = self.summary
         error_px = figures.get("mean_reprojection_error_px")
         verdict = figures.get("verdict")
+        words = str(verdict.get("level") if isinstance(verdict, dict) else verdict)
+        if not self.has_map:
+            words = self.error or ("no map" if figures else f"exit code {self.exit_code}")
+        wall_s = figures.get("wall_s")
         return (
             self.name,
             str(figures.get("keyframes", "-")),
             str(figures.get("registered_keyframes", "-")),
             "-" if error_px is None else f"{error_px:.2f}",
-            f"{figures.get('wall_s', 0.0):.0f}",
-            str(verdict.get("level") if isinstance(verdict, dict) else verdict),
+            "-" if wall_s is None else f"{wall_s:.0f}",
+            words,
         )
 
 
@@ -127,21 +140,46 @@ def run_batch(runs: Sequence[BatchRun], *, address: str = "") -> Iterator[BatchR
         yield from _run_there(left, address)
         return
     for run in left:
-        yield _result(run, *run_process(run.command))
+        yield _result(run, *make_run(run))
 
 
-def run_process(command: Sequence[str]) -> tuple[int, str]:
-    """Runs a command of livesfm; returns its exit code and the last line that it wrote."""
-    done = subprocess.run(
-        [sys.executable, "-m", "adapters.cli", *command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    lines = done.stdout.decode(errors="replace").strip().splitlines()
-    return done.returncode, lines[-1][:200] if lines else ""
+def make_run(run: BatchRun) -> tuple[int, str]:
+    """Makes a run, or goes on with it; returns its exit code and the last line that it wrote.
+
+    Raises:
+        KeyboardInterrupt: this process was interrupted; the run has stopped and saved its map.
+    """
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "adapters.cli", *run.command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is for the batch, which passes it on once
+        )
+        try:
+            exit_code = process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            _wait_for_end(process)
+            raise
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_BYTES))
+        lines = log.read().decode(errors="replace").strip().splitlines()
+    return exit_code, lines[-1][:200] if lines else ""
+
+
+def _wait_for_end(process: subprocess.Popen[bytes]) -> None:
+    """Waits for a run that was asked to stop; whoever interrupts once more kills it."""
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.kill()
+        process.wait()
 
 
 def _run_there(runs: Sequence[BatchRun], address: str) -> Iterator[BatchResult]:
@@ -154,8 +192,8 @@ def _run_there(runs: Sequence[BatchRun], address: str) -> Iterator[BatchResult]:
     import ray
 
     try:
-        task = ray.remote(num_cpus=1, max_retries=3)(run_process)
-        waiting = {task.remote(run.command): run for run in runs}
+        task = ray.remote(num_cpus=1, max_retries=3)(make_run)
+        waiting = {task.remote(run): run for run in runs}
         while waiting:
             ended, _ = ray.wait(list(waiting), num_returns=1, timeout=_WAIT_S)
             for place in ended:

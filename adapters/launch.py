@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from adapters.resume import GoingOn
     from adapters.sources.streams.push_listener import EarlyListening
     from adapters.views.staying import StayingViews
+    from engine.mapping.model.bundle_adjustment import GlobalAdjuster
     from engine.output.run_folder import RunFolder
     from engine.run.engine import Engine, RunOutcome
     from engine.run.event_loop import RunRequests
@@ -290,6 +291,7 @@ def open_engine(
     matcher, places = _matching(config, sources)
     second = _second_matcher(config)
     solve_window = _window_solver(config, options, matcher)
+    adjust = _map_adjuster(config, matcher)
     masks = _camera_masks(config)
     requests = requests or RunRequests()
     opened = [*views, *_open_remote_views(config, options, sources, requests)]
@@ -318,6 +320,7 @@ def open_engine(
             onto="" if going_on is None else going_on.onto,
             recording=recording,
             second=second,
+            adjust=adjust,
         )
     except BaseException:  # whatever it is, a later run needs the folder and the views
         if isinstance(matcher, WorksAhead):
@@ -436,6 +439,15 @@ def _oracle(config: Config, sources: Sequence[Source]) -> tuple[PairMatcher, Pla
 
         return open_remote_oracle(config, oracle), OraclePlaces(oracle)
     return oracle, OraclePlaces(oracle)
+
+
+def _map_adjuster(config: Config, matcher: PairMatcher) -> GlobalAdjuster | None:
+    """What adjusts copies of the map elsewhere; None: the engine does it here."""
+    if not (config.remote.adjusts_maps and config.remote.address):
+        return None
+    from adapters.remote.open_remote import open_remote_adjuster
+
+    return open_remote_adjuster(matcher)
 
 
 def _window_solver(

@@ -771,7 +771,10 @@ class SnapshotsConfig(Section):
     train: bool = False
     """Whether train/ follows the snapshots: undistorted keyframe images, sparse/0 and
     transforms.json, for a splat trainer that reads while the run goes on. It takes the disk space
-    of the images once more."""
+    of the images once more, and that of images which another calibration undistorts anew."""
+    train_keep_mb: NonNegativeInt = 4000
+    """MB of disk space for former states of train/: of each its model, and images that are in no
+    later one. The oldest are deleted first; the newest eight stay whatever they take."""
 
 
 class ViewsConfig(Section):
@@ -861,8 +864,14 @@ class RemoteConfig(Section):
     """Further resources that nodes must have, by their names in `ray start --resources`."""
     solves_windows: bool = False
     """Whether windows are solved there, too."""
+    adjusts_maps: bool = False
+    """Whether global bundle adjustments beside the run are made there, too."""
     solver_cpus: NonNegativeFloat = 1.0
-    """CPUs of the cluster that solving a window claims."""
+    """CPUs of the cluster that solving a window or adjusting a map claims, beside those of the
+    matchers; runtime.num_threads says how many threads an adjustment uses."""
+    solver_timeout_s: PositiveFloat = 60.0
+    """s. A window or an adjustment that takes longer is done here, and so are those of the next
+    minute. Where no CPU is free they are done here at once."""
     calls_per_matcher: Annotated[int, Field(ge=1, le=16)] = 2
     """Calls that are on their way to a worker, so that it never waits for the network. Calls for
     keyframes whose turn it is get as many besides."""

@@ -63,7 +63,7 @@ def write_las(
     Raises:
         SnapshotError: a file cannot be written.
         OSError: likewise.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     suffix = ".laz" if is_laz else ".las"
     is_unsure = unsure_points(job.reconstruction)

@@ -228,6 +228,11 @@ class Cluster:
                 self._waited_s[call.stage] += time.monotonic() - since_s
                 self._calls.pop(call.message.number, None)
 
+    def count(self, name: str) -> None:
+        """Counts work, for `summary.json`."""
+        with self._lock:
+            self._figures[name] += 1
+
     def figures(self) -> dict[str, Any]:
         """What was sent, awaited and counted, for `summary.json`."""
         with self._lock:
@@ -405,6 +410,10 @@ class Cluster:
 
 _START_S = 60.0  # connecting may take so long before the process says anything
 _COUNTED = (
+    "windows_there",
+    "windows_here",
+    "adjustments_there",
+    "adjustments_here",
     "states_made",
     "states_lost",
     "tokens_sent",

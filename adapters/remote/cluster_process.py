@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ from typing import Any
 
 from adapters.remote.connecting import NAMESPACE, connect
 from adapters.remote.messages import BrokenMessageError, Channel, Fields, Message
-from adapters.remote.worker import MatcherWorker, code_version, solve_window
+from adapters.remote.worker import TASKS, MatcherWorker, code_version, run_task
 from adapters.remote.workers import Worker, Workers
 from engine.config import RemoteConfig
 
@@ -233,21 +234,42 @@ class ClusterProcess:
             )
         )
 
-    async def _solve_window(self, call: Message) -> Message:
-        """Solves a window as a task, which Ray makes again elsewhere if its node is lost."""
+    async def _run_task(self, call: Message) -> Message:
+        """Has a task done, which Ray makes again elsewhere if its node is lost.
+
+        Raises:
+            RuntimeError: no node has a CPU for it now; the run has.
+        """
         import ray
 
-        solve = ray.remote(solve_window).options(
-            num_cpus=self._remote.solver_cpus, max_retries=self._remote.max_tries
-        )
+        asking = asyncio.to_thread(ray.available_resources)
+        free = await asyncio.wait_for(asking, self._remote.stall_s)
+        if free.get("CPU", 0.0) < self._remote.solver_cpus:
+            raise RuntimeError("the cluster has no free CPU")
         arrays = {name: array.copy() for name, array in call.arrays.items()}
-        reply = solve.remote(dict(call.fields["call"]), arrays)
-        fields, arrays = await asyncio.wait_for(reply, self._remote.call_timeout_s)
+        reply = self._run_there.remote(
+            call.fields["method"], code_version(), dict(call.fields["call"]), arrays
+        )
+        try:
+            fields, arrays = await asyncio.wait_for(reply, self._remote.solver_timeout_s)
+        except TimeoutError:
+            ray.cancel(reply, force=True)
+            raise
         return Message(kind="result", fields=fields, arrays=arrays)
 
+    @functools.cached_property
+    def _run_there(self) -> Any:
+        """Runs a task wherever there is room, once the process is connected."""
+        import ray
+
+        remote = self._remote
+        return ray.remote(run_task).options(
+            num_cpus=remote.solver_cpus, max_retries=remote.max_tries
+        )
+
     async def _attempts(self, call: Message) -> Message:
-        if call.fields["method"] == "window":
-            return await self._solve_window(call)
+        if call.fields["method"] in TASKS:
+            return await self._run_task(call)
         keys = [str(key) for key in call.fields["keys"]]
         words = "no worker answers"
         tried: tuple[Worker, ...] = ()

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from adapters.install_advice import missing_package
 from adapters.matchers.sift import SiftMatcher
+from adapters.remote.adjustments import RemoteAdjuster
 from adapters.remote.cluster import Cluster
 from adapters.remote.dense import RemoteDense
 from adapters.remote.messages import Message
 from adapters.remote.places import RemotePlaces
 from adapters.remote.sift import RemoteSift
 from adapters.remote.states import Mast3rStates, OracleStates
+from adapters.remote.tasks import RemoteTasks
 from adapters.remote.windows import RemoteWindowSolver
 from adapters.town.oracle import OracleMatcher
 from engine.config import Config, SiftConfig
@@ -101,7 +103,14 @@ def open_remote_solver(matcher: PairMatcher) -> WindowSolver | None:
     if not isinstance(matcher, RemoteSift | RemoteDense):
         return None
     local = functools.partial(solve_window, config=WindowSolverConfig())
-    return RemoteWindowSolver(matcher.cluster, local)
+    return RemoteWindowSolver(RemoteTasks(matcher.cluster), local)
+
+
+def open_remote_adjuster(matcher: PairMatcher) -> RemoteAdjuster | None:
+    """What adjusts maps in the cluster that a matcher is connected to; None: it is to none."""
+    if not isinstance(matcher, RemoteSift | RemoteDense):
+        return None
+    return RemoteAdjuster(RemoteTasks(matcher.cluster))
 
 
 def _mast3r_here(config: Config) -> Callable[[], Mast3rMatcher] | None:

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from adapters.remote.cluster import Cluster, ClusterAwayError
+import logging
+
 from adapters.remote.plain import from_plain, to_plain
+from adapters.remote.tasks import RemoteTasks
 from engine.ports import WindowSolver
 from engine.window_types import WindowEstimate, WindowProblem
+
+logger = logging.getLogger(__name__)
 
 
 class RemoteWindowSolver:
     """A `WindowSolver`.
 
     Args:
-        cluster: solves windows, as tasks.
+        tasks: solve windows.
         local: solves those that the cluster does not.
     """
 
-    def __init__(self, cluster: Cluster, local: WindowSolver) -> None:
-        self._cluster = cluster
+    def __init__(self, tasks: RemoteTasks, local: WindowSolver) -> None:
+        self._tasks = tasks
         self._local = local
 
     def __call__(self, problem: WindowProblem) -> WindowEstimate:
         """Solves a window."""
-        if not self._cluster.is_usable():
-            return self._local(problem)
         fields, arrays = to_plain(problem)
-        try:
-            call = self._cluster.call("window", fields, arrays, stage="windows")
-            message = self._cluster.result(call)
-            return from_plain(WindowEstimate, message.fields, message.arrays)
-        except (ClusterAwayError, TypeError, ValueError):
-            return self._local(problem)
+        solved = self._tasks.result("window", fields, arrays, stage="windows")
+        if solved is not None:
+            try:
+                return from_plain(WindowEstimate, *solved)
+            except (TypeError, ValueError) as error:
+                logger.warning("a window came back broken and is solved here: %s", error)
+        return self._local(problem)

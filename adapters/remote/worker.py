@@ -24,6 +24,7 @@ from adapters.remote.fair_turns import FairTurns
 from adapters.remote.hosted import HostedMatcher, open_hosted
 from adapters.remote.messages import Array, Arrays, Fields
 from adapters.remote.plain import Plain, from_plain, to_plain
+from adapters.remote.plain_maps import changes_to_plain, map_from_plain
 from engine.errors import InferenceError
 from engine.window_types import WindowProblem
 
@@ -163,13 +164,44 @@ class MatcherWorker:
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
-def solve_window(fields: Fields, arrays: Arrays) -> Reply:
+def run_task(task: str, version: str, fields: Fields, arrays: Arrays) -> Reply:
+    """Does a task; a node with another version of LiveSfM does not.
+
+    Raises:
+        RuntimeError: this is one.
+    """
+    if version != code_version():
+        raise RuntimeError(f"a node of the cluster has LiveSfM {code_version()}")
+    return TASKS[task](fields, arrays)
+
+
+def _solve_window(fields: Fields, arrays: Arrays) -> Reply:
     """Solves a window with the engine's own solver."""
     from engine.windows.model import WindowSolverConfig
     from engine.windows.solver import solve_window as solve
 
     problem = from_plain(WindowProblem, fields, arrays)
     return to_plain(solve(problem, config=WindowSolverConfig()))
+
+
+def _adjust_map(fields: Fields, arrays: Arrays) -> Reply:
+    """Adjusts a map as the engine does."""
+    from engine.mapping.model.bundle_adjustment import adjust_globally
+
+    reconstruction, calibration = map_from_plain(arrays)
+    adjust_globally(
+        reconstruction,
+        calibration=calibration,
+        max_iterations=int(fields["max_iterations"]),
+        num_threads=int(fields["num_threads"]),
+    )
+    return {}, changes_to_plain(reconstruction, calibration, arrays)
+
+
+TASKS: Mapping[str, Callable[[Fields, Arrays], Reply]] = {
+    "window": _solve_window,
+    "adjust": _adjust_map,
+}
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from engine.mapping.keyframe_reports import KeyframeReports
 from engine.mapping.maps.components import Components
 from engine.mapping.maps.early_map import EarlyMap
 from engine.mapping.maps.restarts import MapBuilder
+from engine.mapping.model.bundle_adjustment import GlobalAdjuster
 from engine.mapping.model.growth import GrowthConfig
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.overlay_removal import OverlayRemoval
@@ -88,6 +89,7 @@ def assemble(
     emit: EventSink,
     solve_window: WindowSolver,
     fix_at: FixAt,
+    adjust: GlobalAdjuster | None,
 ) -> MapperParts:
     """Makes the parts of a mapper.
 
@@ -99,6 +101,7 @@ def assemble(
         emit: takes the events.
         solve_window: solves windows of keyframes.
         fix_at: the GPS position of a camera (by its key) at a capture time.
+        adjust: adjusts maps beside the growing one; None: the engine does.
     """
     registration, seed = config.registration, config.runtime.seed
     growth = _growth_config(config, is_final=False)
@@ -238,6 +241,7 @@ def assemble(
             windows=windows,
             solve_window=solve_window,
             num_threads=config.runtime.num_threads,
+            adjust=adjust,
         ),
         poser=poser,
         georeferencing=georeferencing,

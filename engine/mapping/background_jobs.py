@@ -13,6 +13,7 @@ from engine.config import GlobalBundleAdjustmentConfig, WindowConfig
 from engine.mapping.cameras.lens_search import LensFits
 from engine.mapping.jobs import FinishedJob, JobKind, JobResult, JobSlot, MapJob
 from engine.mapping.model.bundle_adjustment import (
+    GlobalAdjuster,
     GlobalAdjustmentSchedule,
     adjust_copy,
     start_global_adjustment,
@@ -31,6 +32,7 @@ class BackgroundJobs:
         windows: chooses windows.
         solve_window: solves them.
         num_threads: of an adjustment; 0: as many as there are processors.
+        adjust: adjusts maps; None: the engine does.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class BackgroundJobs:
         windows: WindowRefinement,
         solve_window: WindowSolver,
         num_threads: int,
+        adjust: GlobalAdjuster | None = None,
     ) -> None:
         self._config = adjustment
         self._windows = windows
         self._solve_window = solve_window
+        self._adjust = adjust
         self._num_threads = num_threads or os.cpu_count() or 1
         self._schedule = GlobalAdjustmentSchedule(adjustment)
         self._is_hastened = False
@@ -118,6 +122,7 @@ class BackgroundJobs:
             start_global_adjustment(sparse_map),
             max_iterations=self._config.max_iterations,
             num_threads=self._num_threads,
+            adjust=self._adjust,
         )
         return self._adjustment.start(MapJob(kind=JobKind.GLOBAL_ADJUSTMENT, run=run))
 

@@ -51,6 +51,7 @@ from engine.mapping.maps.components import MAIN
 from engine.mapping.maps.restarts import BuiltMap
 from engine.mapping.maps.separate_maps import MIN_SEPARATE, build_separate_maps
 from engine.mapping.model.bundle_adjustment import (
+    GlobalAdjuster,
     GlobalAdjustment,
     merge_global_adjustment,
 )
@@ -111,6 +112,7 @@ class Mapper:
         fix_at: the GPS position of a camera (by its key) at a capture time, from readings beside
             its frames.
         second: matches pairs of weak keyframes besides; None: nothing does.
+        adjust: adjusts maps beside the growing one; None: the engine does.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Mapper:
         solve_window: WindowSolver | None = None,
         fix_at: FixAt = no_fix,
         second: SecondMatching | None = None,
+        adjust: GlobalAdjuster | None = None,
     ) -> None:
         self._config = config
         self._graph = graph
@@ -138,6 +141,7 @@ class Mapper:
             emit=self._emit,
             solve_window=solve_window or functools.partial(solve, config=WindowSolverConfig()),
             fix_at=fix_at,
+            adjust=adjust,
         )
         # Pairs that maps may use.
         self._agreement = parts.agreement

@@ -40,6 +40,7 @@ from engine.events import (
 from engine.mapping.ahead_posing import AheadPoser
 from engine.mapping.jobs import FinishedJob, JobKind
 from engine.mapping.mapper import Mapper
+from engine.mapping.model.bundle_adjustment import GlobalAdjuster
 from engine.mapping.steps import MapFigures, MappingStep
 from engine.mapping.stored_state import StoredFrame, StoredModel
 from engine.matching.descriptor_store import DescriptorStore
@@ -160,6 +161,7 @@ class Engine:
         wait_for_call: waits for calls that may hang.
         recording: keeps what the run receives, to be repeated; None: it is not kept.
         second: matches pairs of keyframes that the matcher hardly matches; None: nothing does.
+        adjust: adjusts copies of the map beside it; None: the engine does.
 
     Raises:
         JournalError: the run's database cannot be made.
@@ -186,8 +188,10 @@ class Engine:
         wait_for_call: Wait = wait_for_call,
         recording: InputRecording | None = None,
         second: SecondMatcher | None = None,
+        adjust: GlobalAdjuster | None = None,
     ) -> None:
         self._config = config
+        self._adjust = adjust
         self._wait_for_call = wait_for_call
         self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
         self._is_dropping = False  # what waits is not mapped any more
@@ -844,6 +848,7 @@ class Engine:
                 solve_window=solver,
                 fix_at=self._positions.for_map,
                 second=second,
+                adjust=self._adjust,
             ),
             name="mapping",
             stage=Stage.MAPPING,
@@ -876,7 +881,7 @@ class Engine:
             wait=self._wait_for_call,
         )
         self._training = TrainingFolderMaking(
-            is_wanted=self._config.snapshots.train,
+            config=self._config.snapshots,
             jpeg_quality=self._config.runtime.keyframe_jpeg_quality,
             thread=self._training_thread,
             faults=self._faults,

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from adapters import batch
 from adapters.batch import BatchRun, plan_batch, run_batch
+from adapters.cli import INTERRUPTED, NOTHING_MADE
 from engine.errors import ConfigError
+from tests.support.paths import ROOT
+from tests.support.small_batches import NUM_PHOTOS, batch_command, rows_of, write_datasets
+from tests.support.small_batches import batch as run_command
+from tests.support.waiting import block_until
 
 SUMMARY = {
     "stopped_by": "end_of_sources",
@@ -22,6 +28,11 @@ SUMMARY = {
 }
 
 
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_datasets(tmp_path_factory.mktemp("datasets"))
+
+
 class Runs:
     """Stands for the command line: writes summaries, and knows what was asked for."""
 
@@ -29,7 +40,8 @@ class Runs:
         self.commands: list[list[str]] = []
         self._fails = fails
 
-    def __call__(self, command: Sequence[str]) -> tuple[int, str]:
+    def __call__(self, run: BatchRun) -> tuple[int, str]:
+        command = run.command
         self.commands.append(list(command))
         if self._fails and any(self._fails in part for part in command):
             return 1, "livesfm: no images"
@@ -49,7 +61,7 @@ def test_each_dataset_gets_a_run_of_its_name_and_two_of_one_name_get_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = Runs()
-    monkeypatch.setattr(batch, "run_process", runs)
+    monkeypatch.setattr(batch, "make_run", runs)
     sources = folders(tmp_path, "a/site", "b/site", "field")
     planned = plan_batch(sources, out=tmp_path / "runs", arguments=["--set=sift.max_features=9"])
     assert [run.name for run in planned] == ["site", "site_2", "field"]
@@ -71,7 +83,7 @@ def test_what_is_done_is_left_and_what_was_cut_off_goes_on(
         (run.folder / "database.db").touch()
         (run.folder / "summary.json").write_text(json.dumps(SUMMARY | {"stopped_by": stopped_by}))
     runs = Runs()
-    monkeypatch.setattr(batch, "run_process", runs)
+    monkeypatch.setattr(batch, "make_run", runs)
     results = list(run_batch(planned))
     assert [result.exit_code for result in results] == [None, 0, 0]
     assert [command[:2] for command in runs.commands] == [
@@ -83,7 +95,7 @@ def test_what_is_done_is_left_and_what_was_cut_off_goes_on(
 def test_a_dataset_that_cannot_be_reconstructed_costs_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "run_process", Runs(fails="/bad"))
+    monkeypatch.setattr(batch, "make_run", Runs(fails="/bad"))
     planned = plan_batch(folders(tmp_path, "bad", "good"), out=tmp_path / "runs")
     bad, good = run_batch(planned)
     assert bad.row == ("bad", "-", "-", "-", "-", "livesfm: no images")
@@ -102,3 +114,44 @@ def test_a_summary_that_is_none_is_no_reason_to_leave_a_run_out(
     run = BatchRun(name="a", source="a", folder=tmp_path, arguments=())
     (tmp_path / "summary.json").write_text(content)
     assert not run.is_done
+
+
+@pytest.mark.slow
+def test_the_command_makes_each_run_says_what_failed_and_does_nothing_twice(
+    datasets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    good, broken = datasets
+    done = run_command(broken, good, out=tmp_path / "runs")
+    assert done.returncode == NOTHING_MADE, done.stdout
+    rows = rows_of(done)
+    assert rows["good"][:2] == [str(NUM_PHOTOS), str(NUM_PHOTOS)]
+    assert rows["broken"][:2] == ["0", "0"]
+    assert "no map could be made" in done.stdout
+    written = (tmp_path / "runs" / "good" / "summary.json").read_bytes()
+    again = run_command(good, out=tmp_path / "runs")
+    assert again.returncode == 0, again.stdout
+    assert rows_of(again)["good"] == rows["good"]
+    assert (tmp_path / "runs" / "good" / "summary.json").read_bytes() == written
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_interrupted_saves_its_map_and_goes_on_with_it(
+    datasets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    good, _ = datasets
+    out = tmp_path / "runs"
+    process = subprocess.Popen(batch_command(good, out=out), cwd=ROOT)
+    try:
+        events = out / "good" / "events.jsonl"
+        block_until(
+            lambda: events.exists() and b"FrameReceived" in events.read_bytes(), what="a frame"
+        )
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == INTERRUPTED
+    finally:
+        process.kill()
+        process.wait()
+    assert json.loads((out / "good" / "summary.json").read_text())["stopped_by"] == "signal"
+    again = run_command(good, out=out)
+    assert again.returncode == 0, again.stdout
+    assert rows_of(again)["good"][0] == str(NUM_PHOTOS)

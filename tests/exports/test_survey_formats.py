@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,11 @@ import pycolmap
 import pyproj
 import pytest
 
+import adapters.exports.export as export_module
 from adapters.exports.export import ExportFormat, export
+from adapters.run_files import read_model
 from engine.errors import AdapterUnavailableError, ConfigError
+from engine.output.files import link_atomically
 from engine.types import Float64Array
 from tests.support.globe_readers import (
     KML,
@@ -103,6 +107,25 @@ def test_no_point_of_a_usual_map_is_noise(run: Path, tmp_path: Path) -> None:
     assert set(np.asarray(laspy.read(done.path / "points.las").classification)) == {0}
     assert set(np.asarray(laspy.read(done.path / "dense.las").classification)) == {0}
     assert done.notes == ()
+
+
+def test_a_map_has_the_place_of_its_own_snapshot_whatever_the_run_writes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    make_placed_run(run, origin=None)
+    make_placed_run(tmp_path / "placed")
+
+    def read_and_go_on(folder: Path) -> pycolmap.Reconstruction:
+        model = read_model(folder)
+        shutil.copytree(tmp_path / "placed" / "latest", run / "snapshots" / "000002")
+        link_atomically(run / "latest", "snapshots/000002")
+        return model
+
+    monkeypatch.setattr(export_module, "read_model", read_and_go_on)
+    with pytest.raises(ConfigError, match="needs a map with a place on the globe"):
+        export(run, tmp_path / "out", formats=[ExportFormat.LAS])
+    assert (run / "latest").resolve().name == "000002"
 
 
 def test_dense_points_are_written_beside_the_others(run: Path, tmp_path: Path) -> None:

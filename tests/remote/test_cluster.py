@@ -5,21 +5,36 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from adapters.cli import NOTHING_MADE
 from adapters.matchers.sift import SiftMatcher
-from adapters.remote.open_remote import open_remote_mast3r, open_remote_sift
+from adapters.remote.adjustments import RemoteAdjuster
+from adapters.remote.open_remote import (
+    open_remote_mast3r,
+    open_remote_sift,
+    open_remote_solver,
+)
+from adapters.remote.plain_maps import map_to_plain
 from adapters.remote.sift import RemoteSift
+from adapters.remote.tasks import RemoteTasks
 from engine.config import load_config
 from engine.geometry import skew
+from engine.mapping.model.bundle_adjustment import adjust_copy, start_global_adjustment
 from engine.types import EpipolarGuide, Features, Frame, FrameId, ImagePair, MatchRequest
+from engine.window_types import WindowStatus
+from engine.windows.model import WindowSolverConfig
+from engine.windows.solver import solve_window
 from tests.support.ray_clusters import RayCluster
+from tests.support.small_batches import batch, rows_of, write_datasets
+from tests.support.synthetic import SyntheticWorld, grown_map, straight_path
 from tests.support.textured_images import frame_of, random_texture, similarity_about
+from tests.support.window_scenes import arc_scene
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.xdist_group("ray")]
@@ -27,12 +42,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.xdist_group("ra
 WIDTH, HEIGHT = 320, 240
 NO_ROWS = np.empty(0, np.int64)
 WAIT_S = 90.0  # for what comes by itself; no test passes by it
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    with RayCluster(cpus=2) as running:
-        yield running
 
 
 def frames(num: int) -> list[Frame]:
@@ -188,6 +197,56 @@ def test_a_cluster_that_stands_still_is_done_without(cluster: RayCluster) -> Non
         matcher.close()
 
 
+def test_windows_and_adjustments_of_a_cluster_have_the_bits_of_those_here(
+    cluster: RayCluster,
+) -> None:
+    matcher = opened(cluster, matchers=1)
+    problem = arc_scene().problem()
+    sparse_map = grown_map(SyntheticWorld(straight_path(6), noise_px=1.0))
+    adjust = RemoteAdjuster(RemoteTasks(matcher.cluster), least_observations=0)
+    solve = open_remote_solver(matcher)
+    assert solve is not None
+    try:
+        there = solve(problem)
+        adjusted_there = adjust_copy(
+            start_global_adjustment(sparse_map), max_iterations=9, num_threads=1, adjust=adjust
+        )
+        figures = matcher.figures()
+        wait_until(lambda: len(cluster.task_workers()) > 0)
+        for pid in cluster.task_workers():
+            os.kill(pid, signal.SIGKILL)
+        after_kill = solve(problem)  # by another process, or here
+    finally:
+        matcher.close()
+    here = solve_window(problem, config=WindowSolverConfig())
+    for estimate in (there, after_kill):
+        assert estimate.status is WindowStatus.SOLVED
+        for name in ("cam_from_world", "points3D_in_world", "is_inlier", "focal_px"):
+            assert np.array_equal(getattr(estimate, name), getattr(here, name)), name
+    adjusted_here = adjust_copy(
+        start_global_adjustment(sparse_map), max_iterations=9, num_threads=1
+    )
+    expected = map_to_plain(adjusted_here.reconstruction, adjusted_here.calibration)
+    got = map_to_plain(adjusted_there.reconstruction, adjusted_there.calibration)
+    for name in expected:
+        assert np.array_equal(got[name], expected[name]), name
+    assert (figures["windows_there"], figures["windows_here"]) == (1, 0)
+    assert (figures["adjustments_there"], figures["adjustments_here"]) == (1, 0)
+
+
+def test_where_no_cpu_is_free_windows_are_solved_here_at_once(cluster: RayCluster) -> None:
+    matcher = opened(cluster, matchers=1, solver_cpus=99)
+    solve = open_remote_solver(matcher)
+    assert solve is not None
+    try:
+        estimate = solve(arc_scene().problem())
+        figures = matcher.figures()
+    finally:
+        matcher.close()
+    assert estimate.status is WindowStatus.SOLVED
+    assert (figures["windows_there"], figures["windows_here"]) == (0, 1)
+
+
 def test_mast3r_matches_to_the_bit_and_tokens_travel_once(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
@@ -253,6 +312,20 @@ def test_without_a_cluster_a_run_begins_here(caplog: pytest.LogCaptureFixture) -
     finally:
         matcher.close()
     assert "work is done here until the cluster answers" in caplog.text
+
+
+def test_a_batch_makes_its_runs_as_tasks(cluster: RayCluster, tmp_path: Path) -> None:
+    good, broken = write_datasets(tmp_path)
+    done = batch(
+        good, broken, out=tmp_path / "runs", settings=[f"remote.address={cluster.address}"]
+    )
+    assert done.returncode == NOTHING_MADE, done.stdout
+    rows = rows_of(done)
+    assert rows["good"][:2] == ["4", "4"]
+    assert rows["broken"][:2] == ["0", "0"]
+    again = batch(good, out=tmp_path / "runs", settings=[f"remote.address={cluster.address}"])
+    assert again.returncode == 0
+    assert rows_of(again)["good"] == rows["good"]
 
 
 def _is_done_there(matcher: RemoteSift) -> bool:

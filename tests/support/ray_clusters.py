@@ -94,11 +94,18 @@ class RayCluster:
 
     def workers(self) -> list[int]:
         """Processes of its nodes that hold matchers."""
+        return self._own("ray::MatcherWorker")
+
+    def task_workers(self) -> list[int]:
+        """Processes of its nodes that do tasks, or wait for some."""
+        return self._own("ray::IDLE", "ray::run_task")
+
+    def _own(self, *names: str) -> list[int]:
         raylets = set(self.pids("raylet"))
         return [
             pid
             for pid, command in _commands()
-            if command.startswith("ray::MatcherWorker") and _parent(pid) in raylets
+            if command.startswith(names) and _parent(pid) in raylets
         ]
 
     def _start(self, *arguments: str) -> None:

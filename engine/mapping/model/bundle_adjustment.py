@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import pycolmap
@@ -67,6 +68,21 @@ class GlobalAdjustment:
         """Has the points outside the share follow, once that is adjusted."""
         if self.share is not None:
             self.share.follow()
+
+
+class GlobalAdjuster(Protocol):
+    """Adjusts whole maps. Called from any one thread at a time; blocks for as long as it takes."""
+
+    def __call__(
+        self,
+        reconstruction: pycolmap.Reconstruction,
+        *,
+        calibration: CalibrationControl,
+        max_iterations: int,
+        num_threads: int,
+    ) -> None:
+        """Adjusts a reconstruction in place; see `adjust_globally`."""
+        ...
 
 
 class GlobalAdjustmentSchedule:
@@ -232,7 +248,11 @@ def start_global_adjustment(sparse_map: SparseMap) -> GlobalAdjustment:
 
 @charged_to(Stage.GLOBAL_ADJUSTMENT)
 def adjust_copy(
-    adjustment: GlobalAdjustment, *, max_iterations: int, num_threads: int
+    adjustment: GlobalAdjustment,
+    *,
+    max_iterations: int,
+    num_threads: int,
+    adjust: GlobalAdjuster | None = None,
 ) -> GlobalAdjustment:
     """Adjusts a private copy of a map; returns what is to be merged.
 
@@ -240,9 +260,10 @@ def adjust_copy(
         adjustment: the copy; if it is large, points are taken out of it.
         max_iterations: of the solver.
         num_threads: of the solver.
+        adjust: does it; None: `adjust_globally`.
     """
     reduced = adjustment.reduced()
-    adjust_globally(
+    (adjust or adjust_globally)(
         reduced.reconstruction,
         calibration=reduced.calibration,
         max_iterations=max_iterations,

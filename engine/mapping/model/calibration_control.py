@@ -117,6 +117,11 @@ class CalibrationControl:
         self._states: dict[int, CalibrationState] = {}
 
     @property
+    def is_bounded(self) -> bool:
+        """Whether priors and lenses have a say."""
+        return self._is_bounded
+
+    @property
     def priors(self) -> Mapping[int, CameraPrior]:
         """What is known of each camera beforehand, by COLMAP's id."""
         return self._priors
