@@ -65,6 +65,7 @@ _TURNS = (
 )
 _DEMO_SOURCE = "synthetic:town"
 _MAX_NAME_CHARS = 100  # of a run folder that is named here; file systems take about 255 bytes
+_MAX_SUMMARY_BYTES = 2**26
 _MADE_BY_RESUME = ("budget", "end_of_run")  # reasons of a keyframe without depth
 
 
@@ -440,7 +441,9 @@ def export(
         formats = {kind for kind, is_asked in asked.items() if is_asked}
         if not formats:
             options = ", ".join(f"--{kind}" for kind in ExportFormat)
-            raise ConfigError(f"say what to export: {options}")
+            raise ConfigError(
+                f"say what to export: {options}; for trainers of splats: --undistort --nerfstudio"
+            )
         try:
             with (
                 native_log_captured(),
@@ -462,7 +465,13 @@ def export(
         except ExportCancelledError as cancelled:
             typer.echo(f"livesfm: {cancelled}", err=True)
             raise typer.Exit(INTERRUPTED) from cancelled
-    typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
+    num_dense = written.num_dense_points
+    dense_words = "" if num_dense is None else f", {num_dense} dense points"
+    typer.echo(
+        f"{written.path}: {written.num_images} images, {written.num_points3D} points{dense_words}"
+    )
+    if map_number == 0:
+        _say_if_doubted(run_folder)
     for note in written.notes:
         typer.echo(note)
     for number, num_keyframes in sorted(written.left_out.items()):
@@ -1085,6 +1094,23 @@ def _say_if_unfinished(run_folder: Path) -> None:
             typer.echo(f"{run_folder}: the run still goes on", err=True)
         case _:
             pass
+
+
+def _say_if_doubted(run_folder: Path) -> None:
+    """Says the verdict on a run's map where it is known and not good, with the gravest reason."""
+    from adapters.report.summary import read_summary
+    from engine.regular_files import read_regular_file
+    from engine.types import VerdictLevel
+
+    path = run_folder / "summary.json"
+    try:
+        verdict = read_summary(read_regular_file(path, max_bytes=_MAX_SUMMARY_BYTES)).verdict
+    except (OSError, ValueError):
+        return  # the run goes on, or broke off
+    if verdict is None or verdict.level is VerdictLevel.GOOD:
+        return
+    why = f": {verdict.reasons[0].sentence}" if verdict.reasons else ""
+    typer.echo(f"the map is {verdict.level}{why}")
 
 
 def _print_table(table: Table) -> None:

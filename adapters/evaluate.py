@@ -259,7 +259,11 @@ def recall_auc(errors_deg: Float64Array, *, threshold_deg: float) -> float:
 def _parse_tum_line(line: str, *, where: str) -> list[float]:
     words = line.split()
     if len(words) != 8:
-        raise ConfigError(f"{where}: expected 8 numbers, found {len(words)}")
+        raise ConfigError(
+            f"{where}: expected 8 numbers, found {len(words)}: a line of TUM's format is"
+            " `time x y z qx qy qz qw`; how far cameras are from GPS positions is in the run's"
+            " report"
+        )
     try:
         values = [float(word) for word in words]
     except ValueError as error:

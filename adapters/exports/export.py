@@ -102,6 +102,7 @@ class Export:
     num_points3D: int
     left_out: Mapping[int, int]  # keyframes of the snapshot's other maps, by their N of sparse/N
     notes: tuple[str, ...] = ()  # sentences on what is in it, and how to use it
+    num_dense_points: int | None = None  # of those in it; None: there are none
 
 
 def export(
@@ -174,6 +175,7 @@ def export(
             *([] if upright is None else [upright.words]),
             *([] if figures is None else _words_of(figures)),
         ),
+        num_dense_points=None if plan.dense is None else plan.dense.header.num_points,
     )
 
 

@@ -16,9 +16,10 @@ from adapters.exports.dense import RunDensePoints
 from adapters.exports.job import ExportJob
 from adapters.exports.place import PlacedCrs
 from adapters.exports.points import points_of
+from adapters.exports.unsure_points import unsure_points
 from adapters.install_advice import missing_package
 from engine.errors import SnapshotError
-from engine.types import Float64Array, Uint8Array
+from engine.types import BoolArray, Float64Array, Uint8Array
 
 if TYPE_CHECKING:
     import laspy
@@ -29,6 +30,9 @@ _FULL = 257  # 255 of 8 bits becomes 65535 of 16
 _MOST_STEPS = 2**31 - 1  # of the scale, from the offset
 _AT_ONCE = 100_000  # points
 _SPARSE, _DENSE = "points", "dense"
+_NEVER_CLASSIFIED, _NOISE = 0, 7  # classes of table 17
+
+_Batch = tuple[Float64Array, Uint8Array, Uint8Array]  # places, colours, classes
 
 
 def check_las(*, is_laz: bool) -> None:
@@ -47,7 +51,8 @@ def write_las(
 ) -> None:
     """Writes the map's points, and the dense points of the run where there are any.
 
-    Points that are farther off than a file of that precision can say are left out.
+    Points that are farther off than a file of that precision can say are left out. Points of the
+    map whose places are known far worse than those of the others are classified as noise.
 
     Args:
         job: of the export, of a map in metres.
@@ -61,40 +66,48 @@ def write_las(
         ExportCancelledError: the export was cancelled.
     """
     suffix = ".laz" if is_laz else ".las"
-    num_left_out = _write(job.to / f"{_SPARSE}{suffix}", _sparse_batches(job), crs)
+    is_unsure = unsure_points(job.reconstruction)
+    sparse = job.to / f"{_SPARSE}{suffix}"
+    num_left_out = _write(sparse, _sparse_batches(job, is_unsure), crs)
+    if is_unsure.any():
+        job.notes.append(
+            f"{is_unsure.sum()} of {len(is_unsure)} points in {sparse.name} are classified as noise"
+            f" ({_NOISE}): their places are known far worse than those of the others"
+        )
     if dense is not None:
         num_left_out += _write(job.to / f"{_DENSE}{suffix}", _dense_batches(job, dense), crs)
     if num_left_out:
         job.notes.append(f"{num_left_out} points too far off are not in {suffix} files")
 
 
-def _sparse_batches(job: ExportJob) -> Iterator[tuple[Float64Array, Uint8Array]]:
+def _sparse_batches(job: ExportJob, is_unsure: BoolArray) -> Iterator[_Batch]:
     xyz, colors = points_of(job.reconstruction)
+    classes = np.where(is_unsure, _NOISE, _NEVER_CLASSIFIED).astype(np.uint8)
     for rows in job.each_slice("points", len(xyz), size=_AT_ONCE):
-        yield xyz[rows], colors[rows]
+        yield xyz[rows], colors[rows], classes[rows]
 
 
-def _dense_batches(
-    job: ExportJob, dense: RunDensePoints
-) -> Iterator[tuple[Float64Array, Uint8Array]]:
+def _dense_batches(job: ExportJob, dense: RunDensePoints) -> Iterator[_Batch]:
     for vertices in dense.batches(job):
-        yield vertices["xyz"].astype(np.float64), vertices["rgb"]
+        classes = np.full(len(vertices), _NEVER_CLASSIFIED, np.uint8)
+        yield vertices["xyz"].astype(np.float64), vertices["rgb"], classes
 
 
-def _write(path: Path, batches: Iterator[tuple[Float64Array, Uint8Array]], crs: PlacedCrs) -> int:
+def _write(path: Path, batches: Iterator[_Batch], crs: PlacedCrs) -> int:
     import laspy
 
     header = _header(crs)
     num_left_out = 0
     try:
         with laspy.open(path, mode="w", header=header) as file:
-            for xyz, colors in batches:
+            for xyz, colors, classes in batches:
                 coordinates = crs.coordinates(xyz)
                 with np.errstate(invalid="ignore"):
                     steps = np.abs(coordinates - header.offsets) / header.scales
                 fits = (steps < _MOST_STEPS).all(axis=1)
                 num_left_out += int((~fits).sum())
-                file.write_points(_records(coordinates[fits], colors[fits], header))
+                records = _records(coordinates[fits], colors[fits], classes[fits], header)
+                file.write_points(records)
     except _compression_errors() as error:
         raise SnapshotError(f"{path.name}: cannot be written: {error}") from error
     return num_left_out
@@ -124,13 +137,14 @@ def _wkt_1(crs: PlacedCrs) -> str | None:
 
 
 def _records(
-    coordinates: Float64Array, colors: Uint8Array, header: laspy.LasHeader
+    coordinates: Float64Array, colors: Uint8Array, classes: Uint8Array, header: laspy.LasHeader
 ) -> laspy.ScaleAwarePointRecord:
     import laspy
 
     records = laspy.ScaleAwarePointRecord.zeros(len(coordinates), header=header)
     records.x, records.y, records.z = coordinates.T
     records.red, records.green, records.blue = (colors.astype(np.uint16) * _FULL).T
+    records.classification[:] = classes
     records.return_number[:] = records.number_of_returns[:] = 1
     return records
 

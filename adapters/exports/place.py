@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -231,7 +232,7 @@ def open_crs(name: str | None, place: MapPlace, *, asked_by: str) -> PlacedCrs:
         )
         at_origin = candidates.transform(place.longitude_deg, place.latitude_deg, place.height_m)
     except ProjError as error:
-        words = str(error).partition("\n")[0]
+        words = _missing_grid(asked, place) or str(error).partition("\n")[0]
         raise ConfigError(f"--crs {asked}: PROJ cannot use it here: {words}") from error
     if not (crs.is_projected or crs.is_geographic):
         raise ConfigError(f"--crs {asked}: is neither a projected nor a geographic CRS")
@@ -239,10 +240,39 @@ def open_crs(name: str | None, place: MapPlace, *, asked_by: str) -> PlacedCrs:
         raise ConfigError(f"--crs {asked}: has heights, and the altitude of the map is unknown")
     _check_area(asked, crs, place)
     if not np.isfinite(at_origin).all():
-        raise ConfigError(
-            f"--crs {asked}: has no coordinates where the map lies, or PROJ lacks a grid"
-        )
+        words = _missing_grid(asked, place) or "it has no coordinates where the map lies"
+        raise ConfigError(f"--crs {asked}: {words}")
     return PlacedCrs(place=place, crs=crs, to_crs=_last_used(candidates))
+
+
+def _missing_grid(asked: str, place: MapPlace) -> str:
+    """Which grid PROJ lacks for a CRS at a place, and how to get it; "" where it lacks none."""
+    from pyproj.aoi import AreaOfInterest
+    from pyproj.exceptions import ProjError
+    from pyproj.transformer import TransformerGroup
+
+    here = AreaOfInterest(
+        place.longitude_deg, place.latitude_deg, place.longitude_deg, place.latitude_deg
+    )
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            ways = TransformerGroup(
+                _WGS84,
+                asked,
+                always_xy=True,
+                area_of_interest=here,  # type: ignore[arg-type]  # pyproj's own has another name
+            ).unavailable_operations
+    except ProjError:  # it is no CRS
+        return ""
+    missing = [[grid.short_name for grid in way.grids if not grid.available] for way in ways]
+    fewest = min(filter(None, missing), key=len, default=[])
+    if not fewest:
+        return ""
+    files = " ".join(f"--file {name}" for name in fewest)
+    return (
+        f"PROJ lacks {' and '.join(fewest)}: `pyproj sync {files}` downloads it, or"
+        " PROJ_NETWORK=ON has PROJ read it over the network"
+    )
 
 
 def _last_used(candidates: pyproj.Transformer) -> pyproj.Transformer:

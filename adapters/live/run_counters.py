@@ -21,6 +21,7 @@ from engine.events import (
     MainMapChanged,
     MapInitialized,
     RunFinished,
+    RunResumed,
     SnapshotWritten,
     SourceOpened,
     VerdictChanged,
@@ -89,6 +90,8 @@ class RunCounters:
                 self.keyframes += 1
                 self._added[event.frame_id] = event
                 self._camera_keys.add(event.camera_key)
+            case RunResumed():
+                self.keyframes, self.registered = event.num_keyframes, event.num_registered
             case LoopClosed():
                 self.loops += 1
             case SnapshotWritten():

@@ -61,6 +61,7 @@ class ConsoleView:
         self._started_s = clock()
         self._next_line_s = self._started_s + PLAIN_INTERVAL_S
         self._counters = RunCounters()
+        self._last_status = ""
         self._lock = Lock()  # the panel is drawn by a thread of its own
         self._live: Live | None = None
         self._is_closed = False
@@ -97,7 +98,7 @@ class ConsoleView:
         self._is_closed = True
         if self._live is not None:
             self._live.stop()
-        else:
+        elif status_line(self._counters, self._total_frames) != self._last_status:
             self._write_status()
 
     def _write_log_line(self, log_line: LogLine) -> None:
@@ -126,7 +127,8 @@ class ConsoleView:
 
     def _write_status(self) -> None:
         self._next_line_s = self._clock() + PLAIN_INTERVAL_S
-        self._print(f"{self._elapsed()}  {status_line(self._counters, self._total_frames)}")
+        self._last_status = status_line(self._counters, self._total_frames)
+        self._print(f"{self._elapsed()}  {self._last_status}")
 
     def _print(self, line: RenderableType) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
@@ -151,7 +153,7 @@ def format_elapsed(elapsed_s: float) -> str:
 def status_line(counters: RunCounters, total_frames: int | None) -> str:
     """All figures in one line of plain text."""
     received = f"{counters.frames_received}"
-    frames = received if total_frames is None else f"{received}/{total_frames}"
+    frames = f"{received}/{total_frames}" if total_frames else received  # 0: none to come
     median, high = format_latency(counters)
     latency = [f"latency {median} (p95 {high})"] if counters.has_live_source else []
     parts = [
@@ -224,12 +226,12 @@ def _frames_line(counters: RunCounters, total_frames: int | None) -> RenderableT
     received = counters.frames_received
     line = Table.grid(padding=(0, 2))
     text = Text(f"{received:,}", style="bold", no_wrap=True, overflow="ellipsis")
-    if total_frames is not None:
+    if total_frames:
         text.append(f" of {total_frames:,}", style="not bold")
     text.append(" frames", style="not bold bright_black")
     if counters.dropped:
         text.append(f"   dropped {format_drops(counters)}", style="not bold yellow")
-    if total_frames is None:
+    if not total_frames:  # unknown, or none is to come
         line.add_row(text)
     else:
         line.add_row(ProgressBar(max(total_frames, 1), received, width=BAR_WIDTH), text)

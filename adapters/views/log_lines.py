@@ -184,7 +184,7 @@ def _other_maps(event: RunFinished) -> str:
 def _camera(event: Event, _: RunCounters) -> str | None:
     match event:
         case CameraCalibrated():
-            how = "refined" if event.is_refined else event.how.replace("_", " ")
+            how = "as in the map" if event.is_refined else event.how.replace("_", " ")
             return f"camera {event.camera_key}: focal length {event.focal_px:.0f} px ({how})"
         case LensRecognised():
             return (
@@ -226,7 +226,8 @@ def _mapping(event: Event, counters: RunCounters) -> str | None:
             return _started(event, counters)
         case RegistrationFailed():
             return (
-                f"{counters.name_of(event.frame_id)} waits for better evidence: {_evidence(event)}"
+                f"{counters.name_of(event.frame_id)} waits for more keyframes around it:"
+                f" {_evidence(event)}"
             )
         case LoopClosed():
             return f"loop closed: {_both(event, counters)}, {event.num_inliers} inliers"
@@ -248,12 +249,12 @@ def _other_map(event: Event, counters: RunCounters) -> str | None:
     match event:
         case ComponentStarted():
             return (
-                f"a map apart started from {_both(event, counters)}:"
-                f" {event.num_registered} keyframes fit nowhere in the map"
+                f"a second map grows from {_both(event, counters)}, with {event.num_registered}"
+                " keyframes: it is joined where it comes to overlap with the first"
             )
         case ComponentJoined():
             return (
-                f"a map apart with {len(event.keyframe_ids)} keyframes was joined:"
+                f"a second map with {len(event.keyframe_ids)} keyframes was joined:"
                 f" {event.num_registered} are in one map now"
             )
         case MainMapChanged():

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 from livesfm import async_run
 from livesfm.frames import HandedFrame, LiveFrames
+from livesfm.poses import CollectingView
 
 from adapters.evaluate import score_poses
 from adapters.town.source import SyntheticTown, parse_town_spec
@@ -68,9 +69,9 @@ def test_frames_become_poses_and_a_reconstruction_that_agree_with_the_truth(tmp_
     with livesfm.open_run(tmp_path / "run", config="phone", overrides=LEAN, lossless=True) as run:
         for number, (rgb, _) in enumerate(town_frames()):
             assert run.add_frame(rgb, captured_at_s=number / 5, camera="front") == number
-            poses += run.new_poses()
+            poses += run.new_poses(repeated=True)
         result = run.finish()
-        poses += run.new_poses()
+        poses += run.new_poses(repeated=True)
         model = run.reconstruction()
     assert result.summary["frames_received"] == len(FRAMES)
     assert result.summary["frames_dropped"] == {}
@@ -86,6 +87,38 @@ def test_frames_become_poses_and_a_reconstruction_that_agree_with_the_truth(tmp_
         for image in model.images.values()
     }
     assert 0 < error_percent(final) < 0.5
+
+
+def test_each_frame_has_one_new_pose_unless_repeated_ones_are_wanted() -> None:
+    def posed(frame_id: int, *, is_first: bool) -> livesfm.events.FramePosed:
+        return livesfm.events.FramePosed(
+            frame_id=FrameId(frame_id),
+            camera_key="front",
+            captured_at_s=0.0,
+            cam_center_in_world=(0.0, 0.0, 0.0),
+            world_from_cam_quat_xyzw=(0.0, 0.0, 0.0, 1.0),
+            is_keyframe=not is_first,
+            is_first=is_first,
+            latency_s=0.0,
+        )
+
+    view = CollectingView(origin_of=lambda frame_id: ("front", frame_id), listen=None)
+    for repeated, expected in ((False, [1, 2]), (True, [1, 1, 2])):
+        for frame_id, is_first in ((1, True), (1, False), (2, True)):
+            view.show_event(posed(frame_id, is_first=is_first))
+        assert [pose.index for pose in view.take_poses(repeated=repeated)] == expected
+        assert view.take_poses(repeated=True) == []
+
+
+def test_photos_each_become_a_keyframe_and_none_is_dropped(tmp_path: Path) -> None:
+    overrides = {"sift.max_features": 500}
+    with livesfm.open_run(tmp_path / "run", overrides=overrides, photos=True) as run:
+        for rgb, _ in town_frames()[:6]:
+            run.add_frame(rgb)
+        result = run.finish()
+    assert (result.num_keyframes, result.summary["frames_dropped"]) == (6, {})
+    assert result.num_registered >= 4
+    assert len({pose.index for pose in run.new_poses()}) == result.num_registered
 
 
 def test_a_live_run_never_waits_and_counts_what_it_drops(
@@ -519,7 +552,9 @@ def test_the_twin_for_event_loops_has_all_that_a_run_has() -> None:
     assert dict(plain) == dict(twin)
 
 
-def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_page_runs_and_prints_the_poses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = (Path(livesfm.__file__).parent.parent / "README.md").read_text()
     example = page.split("```python\n")[1].split("```")[0]
     frames = [(number / 10, rgb) for number, (rgb, _) in enumerate(town_frames())]
@@ -527,4 +562,6 @@ def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     names = {"frames": frames}
     exec(compile(example, "README.md", "exec"), names)  # noqa: S102 - our own page
     assert names["model"].num_reg_images() >= 4  # type: ignore[attr-defined]
+    printed = capsys.readouterr().out.splitlines()
+    assert len({line.split()[0] for line in printed if "[" in line}) >= len(FRAMES) - 2
     assert len(example.strip().splitlines()) <= 15

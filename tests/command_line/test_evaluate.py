@@ -427,6 +427,7 @@ def test_the_table_and_the_record_hold_the_figures(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("0 1 2 3 0 0 0 1\n1 2 3\n", r"a\.txt:2: expected 8 numbers, found 3"),
+        ("time,latitude,longitude\n", "time x y z qx qy qz qw`; how far .* GPS .* report"),
         ("0 1 2 three 0 0 0 1\n", r"a\.txt:1: could not convert .*three"),
         ("0 1 2 nan 0 0 0 1\n", r"a\.txt:1: is not a pose"),
         ("# header\n\n0 1 2 3 0 0 0 0\n", r"a\.txt:3: is not a pose"),

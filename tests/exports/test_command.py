@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from adapters import cli
-from tests.support.placed_runs import make_placed_run
+from tests.support.placed_runs import dense_points, make_placed_run
 
 
 def livesfm_export(run: Path, to: Path, *options: str) -> Result:
@@ -29,6 +30,34 @@ def test_a_mapper_gets_all_at_once(tmp_path: Path) -> None:
     }
     crs = laspy.read(tmp_path / "out" / "dense.laz").header.parse_crs()
     assert crs is not None and crs.to_epsg() == 32616
+
+
+def test_a_map_that_is_not_good_is_exported_with_the_verdict_said(tmp_path: Path) -> None:
+    make_placed_run(tmp_path / "run")
+    said = {}
+    for level in ("good", "doubtful"):
+        reason = {"kind": "unconfirmed", "level": level, "sentence": "two pairs confirm nothing"}
+        summary = {"verdict": {"level": level, "reasons": [reason]}}
+        (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+        done = livesfm_export(tmp_path / "run", tmp_path / level, "--tum")
+        assert done.exit_code == 0, done.stderr
+        said[level] = [line for line in done.stdout.splitlines() if "the map is" in line]
+    assert said == {"good": [], "doubtful": ["the map is doubtful: two pairs confirm nothing"]}
+
+
+def test_dense_points_are_counted_beside_those_of_the_map(tmp_path: Path) -> None:
+    make_placed_run(tmp_path / "run")
+    num_dense = len(dense_points()[0])
+    for options, is_counted in ((["--laz"], True), (["--ply"], False)):
+        done = livesfm_export(tmp_path / "run", tmp_path / options[0].strip("-"), *options)
+        assert (f" points, {num_dense} dense points\n" in done.stdout) == is_counted
+
+
+def test_who_names_no_format_learns_which_trainers_of_splats_take(tmp_path: Path) -> None:
+    make_placed_run(tmp_path / "run")
+    refused = livesfm_export(tmp_path / "run", tmp_path / "out")
+    assert refused.exit_code == cli.REFUSED
+    assert "for trainers of splats: --undistort --nerfstudio" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,28 @@ def test_laspy_reads_points_where_they_are_to_a_millimetre(
     np.testing.assert_allclose(las.header.mins, las.xyz.min(axis=0), atol=1e-6)
 
 
+def test_points_known_far_worse_than_the_others_are_noise_and_counted(
+    run: Path, tmp_path: Path
+) -> None:
+    model = model_of(run)
+    far = sorted(model.points3D)[0]
+    first, second = (model.image(model.point3D(far).track.elements[i].image_id) for i in (0, 1))
+    middle = (first.projection_center() + second.projection_center()) / 2.0
+    model.point3D(far).xyz = middle + 50.0 * (model.point3D(far).xyz - middle)
+    model.write_binary(run / "latest" / "sparse" / "0")
+    done = export(run, tmp_path / "out", formats=[ExportFormat.LAS])
+    classes = np.asarray(laspy.read(done.path / "points.las").classification)
+    assert classes.tolist() == [7, *[0] * (len(classes) - 1)]
+    assert any(f"1 of {len(classes)} points in points.las" in note for note in done.notes)
+
+
+def test_no_point_of_a_usual_map_is_noise(run: Path, tmp_path: Path) -> None:
+    done = export(run, tmp_path / "out", formats=[ExportFormat.LAS])
+    assert set(np.asarray(laspy.read(done.path / "points.las").classification)) == {0}
+    assert set(np.asarray(laspy.read(done.path / "dense.las").classification)) == {0}
+    assert done.notes == ()
+
+
 def test_a_map_has_the_place_of_its_own_snapshot_whatever_the_run_writes_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +180,8 @@ def test_points_lie_in_the_crs_that_was_asked_for(
         ("EPSG:4978", "neither a projected nor a geographic"),
         ("EPSG:99999999", "PROJ cannot use it"),
         ("nonsense", "PROJ cannot use it"),
-        ("EPSG:32615+5773", "PROJ cannot use it"),  # a grid of geoid heights that is not here
+        ("EPSG:32615+5773", r"PROJ lacks (us_nga_)?egm96_15\S+: `pyproj sync --file"),  # not here
+        ("EPSG:32615+5703", r"5703: PROJ lacks \S+: `pyproj sync --file .* PROJ_NETWORK=ON"),
         ("EPSG:32661", "is for Northern hemisphere"),
     ],
 )

@@ -34,6 +34,7 @@ from engine.events import (
     PairVerified,
     RegistrationFailed,
     RunFinished,
+    RunResumed,
     SnapshotWritten,
     SourceOpened,
     VerdictChanged,
@@ -213,7 +214,7 @@ def test_a_failed_registration_and_a_warning_are_logged_with_their_level() -> No
     assert log_line is not None
     assert (log_line.level, log_line.text) == (
         LogLevel.INFO,
-        "keyframe 5 waits for better evidence: 7 of 40 matches agree",
+        "keyframe 5 waits for more keyframes around it: 7 of 40 matches agree",
     )
     assert warning is not None
     assert (warning.level, warning.text) == (LogLevel.WARNING, "disk nearly full")
@@ -448,6 +449,24 @@ def test_a_plain_status_line_comes_every_two_seconds_and_not_more_often() -> Non
     view.close()
 
 
+def test_a_resumed_run_to_which_nothing_comes_says_once_what_it_has() -> None:
+    stream, clock = io.StringIO(), FakeClock()
+    view = ConsoleView(0, stream=stream, clock=clock)
+    clock.now_s += 60.0
+    view.show_event(
+        RunResumed(
+            sources=("photos",),
+            matcher="sift",
+            num_keyframes=18,
+            num_registered=17,
+            num_frames_again=0,
+        )
+    )
+    view.close()
+    (line,) = (line for line in stream.getvalue().splitlines() if "keyframes" in line)
+    assert line.startswith("01:00  frames 0  keyframes 18  registered 17  ")
+
+
 class FakeTerminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -613,8 +632,9 @@ def test_maps_apart_are_logged_as_they_start_join_and_take_over() -> None:
     ]
     lines = [log_line_of(event, RunCounters()) for event in events]
     assert [line.text for line in lines if line is not None] == [
-        "a map apart started from keyframe 4 and keyframe 5: 3 keyframes fit nowhere in the map",
-        "a map apart with 2 keyframes was joined: 20 are in one map now",
+        "a second map grows from keyframe 4 and keyframe 5, with 3 keyframes: it is joined where"
+        " it comes to overlap with the first",
+        "a second map with 2 keyframes was joined: 20 are in one map now",
         "another map holds more and is the map now: 46 keyframes instead of 19",
         "finished (end of sources): 46/65 registered, 19 in maps apart from it",
     ]

@@ -39,6 +39,7 @@ class AsyncRun:
         config: as for `open_run`, like all that follow.
         overrides: settings by ``section.key``.
         lossless: `add_frame` waits while the engine is behind, and no frame is dropped.
+        photos: each frame is a photo and becomes a keyframe; the run is lossless.
         overwrite: a former run in the folder is replaced.
         record: a Rerun recording is written into the folder.
         keep_map: the run copies its map now and then, for `map`.
@@ -51,6 +52,7 @@ class AsyncRun:
         config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         overrides: Mapping[str, object] | None = None,
         lossless: bool = False,
+        photos: bool = False,
         overwrite: bool = False,
         record: bool = False,
         keep_map: bool = False,
@@ -61,6 +63,7 @@ class AsyncRun:
                 config=config,
                 overrides=overrides,
                 lossless=lossless,
+                photos=photos,
                 overwrite=overwrite,
                 record=record,
                 keep_map=keep_map,
@@ -139,9 +142,9 @@ class AsyncRun:
         """How the run ended; None until `finish` has returned."""
         return self._result
 
-    def new_poses(self) -> list[Pose]:
+    def new_poses(self, *, repeated: bool = False) -> list[Pose]:
         """As `Run.new_poses`."""
-        return self.run.new_poses()
+        return self.run.new_poses(repeated=repeated)
 
     def new_events(self) -> list[Event]:
         """As `Run.new_events`; those of `events` among them."""

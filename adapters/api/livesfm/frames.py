@@ -66,11 +66,18 @@ class HandedPosition:
 class _Frames(ABC):
     """What lossless and live runs have in common: numbers, names, decoding and the end."""
 
-    def __init__(self, config: SourcesConfig, *, next_frame_id: FrameIds, is_live: bool) -> None:
+    def __init__(
+        self,
+        config: SourcesConfig,
+        *,
+        next_frame_id: FrameIds,
+        is_live: bool,
+        are_photos: bool = False,
+    ) -> None:
         self.info = SourceInfo(
             label=_LABEL,
             is_live=is_live,
-            is_sequence=True,
+            is_sequence=not are_photos,
             num_frames=None,
             has_many_cameras=True,
         )
@@ -324,10 +331,18 @@ class LiveFrames(_Frames):
 
 
 class WaitingFrames(_Frames):
-    """Frames of a lossless run: whoever adds one waits while the engine is behind."""
+    """Frames of a lossless run: whoever adds one waits while the engine is behind.
 
-    def __init__(self, config: SourcesConfig, *, next_frame_id: FrameIds) -> None:
-        super().__init__(config, next_frame_id=next_frame_id, is_live=False)
+    Args:
+        config: limits on what is taken.
+        next_frame_id: gives out frame ids.
+        are_photos: each frame is worth a keyframe; False: those of a camera are a video.
+    """
+
+    def __init__(
+        self, config: SourcesConfig, *, next_frame_id: FrameIds, are_photos: bool = False
+    ) -> None:
+        super().__init__(config, next_frame_id=next_frame_id, is_live=False, are_photos=are_photos)
         self._waiting: deque[Received] = deque()
 
     async def frames(self) -> AsyncGenerator[Received, None]:

@@ -71,10 +71,10 @@ class CollectingView:
         """How large the map is."""
         return self._counts
 
-    def take_poses(self) -> list[Pose]:
-        """The poses since the last call, in order."""
+    def take_poses(self, *, repeated: bool) -> list[Pose]:
+        """The poses since the last call, in order; the first of each frame unless `repeated`."""
         with self._lock:
-            poses = list(self._poses)
+            poses = [pose for pose in self._poses if repeated or pose.is_first]
             self._poses.clear()
         return poses
 

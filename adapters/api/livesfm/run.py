@@ -80,6 +80,7 @@ def open_run(
     config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     overrides: Mapping[str, object] | None = None,
     lossless: bool = False,
+    photos: bool = False,
     overwrite: bool = False,
     record: bool = False,
     keep_map: bool = False,
@@ -94,6 +95,8 @@ def open_run(
         overrides: settings by ``section.key``; they win over the files.
         lossless: `Run.add_frame` waits while the engine is behind, and no frame is dropped. Else
             the newest frame of each camera wins, and drops are events.
+        photos: each frame is a photo, in any order, and becomes a keyframe; the run is lossless.
+            Else the frames of a camera are a video, of which some become keyframes.
         overwrite: a former run in the folder is replaced.
         record: a Rerun recording is written into the folder.
         keep_map: the run copies its map now and then, for `Run.map`.
@@ -112,7 +115,8 @@ def open_run(
     return Run(
         resolved,
         path=Path(path),
-        is_lossless=lossless,
+        is_lossless=lossless or photos,
+        are_photos=photos,
         overwrite=overwrite,
         is_recorded=record,
         keeps_map=keep_map,
@@ -136,6 +140,7 @@ class Run:
         *,
         path: Path,
         is_lossless: bool,
+        are_photos: bool,
         overwrite: bool,
         is_recorded: bool,
         keeps_map: bool,
@@ -146,8 +151,14 @@ class Run:
 
         limit_library_threads()
         self._is_lossless = is_lossless
-        make = WaitingFrames if is_lossless else LiveFrames
-        self._frames = make(config.sources, next_frame_id=count_frame_ids())
+        next_frame_id = count_frame_ids()
+        self._frames: WaitingFrames | LiveFrames
+        if is_lossless:
+            self._frames = WaitingFrames(
+                config.sources, next_frame_id=next_frame_id, are_photos=are_photos
+            )
+        else:
+            self._frames = LiveFrames(config.sources, next_frame_id=next_frame_id)
         view = MapKeepingView if keeps_map else CollectingView
         self._view = view(origin_of=self._frames.origin_of, listen=on_event)
         self._requests = RunRequests()
@@ -197,7 +208,8 @@ class Run:
             image: (H, W, 3) uint8 RGB, upright, which is copied; or the bytes of an encoded image,
                 a bytearray or a memoryview of them, which is copied.
             captured_at_s: when it was taken, on the camera's clock; by default now.
-            camera: frames of one camera are a video, in order.
+            camera: frames of one camera share a lens, and are a video, in order, unless they are
+                photos.
             gps: where it was taken.
             intrinsics: what is known of the lens; looked at with the first frame of a camera.
             mask: (H, W), True where a pixel may be used.
@@ -260,9 +272,17 @@ class Run:
         """The newest map for `keep_map` runs; None before there is one."""
         return self._view.map if isinstance(self._view, MapKeepingView) else None
 
-    def new_poses(self) -> list[Pose]:
-        """Poses since the last call, in order; of over 100,000 the oldest are forgotten."""
-        return self._view.take_poses()
+    def new_poses(self, *, repeated: bool = False) -> list[Pose]:
+        """Poses since the last call; of over 100,000 the oldest are forgotten.
+
+        They come in the order in which they are known, which is that of capture but where a map
+        starts or points were lost: then a frame comes behind later ones.
+
+        Args:
+            repeated: those of keyframes in the map are among them where a frame had one before
+                by following points; `Pose.is_first` is False for them.
+        """
+        return self._view.take_poses(repeated=repeated)
 
     def new_events(self) -> list[Event]:
         """Events since the last call, in order, drops among them; kept like poses."""

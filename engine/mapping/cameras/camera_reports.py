@@ -137,7 +137,14 @@ def _doubts(camera_key: str, sparse_map: SparseMap) -> Iterator[tuple[str, str]]
     if state is not None and state.hold is not None:
         # That little is told beside a prior that is surer is as it should be.
         if state.hold is not Hold.UNCERTAIN or state.focal_sigma_ratio > _DOUBTED_SIGMA_RATIO:
-            yield state.hold.value, f"{state.reason}; held"
+            focal_px = f"{camera_focal_px(camera):.0f} px"
+            yield (
+                state.hold.value,
+                f"the map holds the focal length at {focal_px} ({prior.focal_px:.0f} px"
+                f" {prior.words}): {state.reason}"
+                if state.hold is Hold.UNCERTAIN
+                else f"{state.reason}; the map holds the focal length at {focal_px}",
+            )
     elif (flaw := lens_flaw(camera)) != "":
         yield "flaw", flaw
     if prior.is_constant or prior.focal_px <= 0.0 or state is None:

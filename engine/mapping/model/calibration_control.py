@@ -70,7 +70,7 @@ class CalibrationState:
     is_settled: bool = False  # the observations are far surer than the prior
     hold: Hold | None = None  # of the focal length
     holds_distortion: bool = False  # too
-    reason: str = ""  # of the hold, with value and bound
+    reason: str = ""  # of the hold, with what the images want and the bound
 
     def is_due(self, num_keyframes: int) -> bool:
         """Whether there are so many more keyframes that measuring again can change anything."""
@@ -269,7 +269,7 @@ class CalibrationControl:
                 state,
                 hold=Hold.UNCERTAIN,
                 holds_distortion=evidence is None or not _tells_distortion(camera, evidence),
-                reason=_uncertain(camera, sigma),
+                reason=_uncertain(sigma),
             )
         self._states[camera_id] = state
         return True
@@ -354,7 +354,8 @@ class CalibrationControl:
         best = _between(camera, prior, evidence, may_bend=may_bend)
         if best is None:
             return None
-        reason = _uncertain(camera, sigma)
+        focal_px = float(camera.mean_focal_length())
+        reason = f"the images alone say {focal_px:.0f} px, give or take {sigma:.0%}"
         self._states[camera_id] = replace(
             self._states[camera_id],
             hold=Hold.UNCERTAIN,
@@ -511,7 +512,6 @@ def _camera_like(
     )
 
 
-def _uncertain(camera: pycolmap.Camera, sigma: float) -> str:
-    focal_px = float(camera.mean_focal_length())
+def _uncertain(sigma: float) -> str:
     how = "say nothing of" if sigma > 1.0 else f"leave {sigma:.0%} of doubt about"
-    return f"the images {how} the focal length of {focal_px:.0f} px"
+    return f"the images alone {how} the focal length"

@@ -318,6 +318,17 @@ def _likely_cause(evidence: MapEvidence) -> str:
             f"the calibration that was given is wrong (focal length {_lengths(cameras)}), or the"
             " camera zoomed: check it, or let the images tell it, and keep the zoom while filming"
         )
+    unsure = [
+        camera
+        for camera in unvouched
+        if camera.observed_sigma_ratio is None or camera.observed_sigma_ratio > _WANTED_RATIO
+    ]
+    if unsure:
+        return (
+            f"too little motion to know the focal length ({_unsure_lengths(unsure)}): film longer"
+            " and walk sideways past what is filmed, or give the calibration (cameras.focal_px,"
+            " --calibration); if the camera zoomed, keep the zoom while filming"
+        )
     return (
         "the camera zoomed, or its lens is not as the map has it (focal length"
         f" {_lengths(unvouched)}): keep the zoom while filming, or give the calibration"
@@ -327,6 +338,15 @@ def _likely_cause(evidence: MapEvidence) -> str:
 
 def _lengths(cameras: Sequence[CameraFigures]) -> str:
     return " and ".join(f"{camera.focal_px:.0f} px" for camera in cameras[:3])
+
+
+def _unsure_lengths(cameras: Sequence[CameraFigures]) -> str:
+    return " and ".join(
+        f"{camera.focal_px:.0f} px"
+        if camera.observed_sigma_ratio is None
+        else f"{camera.focal_px:.0f} px, give or take {camera.observed_sigma_ratio:.0%}"
+        for camera in cameras[:3]
+    )
 
 
 def _disputed_places(evidence: MapEvidence) -> list[PlaceEvidence]:
@@ -587,6 +607,12 @@ def _other_focal(evidence: MapEvidence, camera: CameraFigures, name: str) -> Rea
 def _help_with(kind: str) -> str:
     if kind in ("zoom", "missing"):
         return "keep the zoom while filming, or photograph each zoom on its own"
+    if kind in _TOLD_BY_SIGMA:
+        return (
+            "to be sure, film longer and move sideways or around something, or give the focal"
+            " length of a good map by this camera (cameras.focal_px) or the calibration by a target"
+            " (--calibration)"
+        )
     return "give its calibration (cameras.focal_px, --calibration) to be sure"
 
 

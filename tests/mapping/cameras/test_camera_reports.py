@@ -11,7 +11,7 @@ from engine.config import CamerasConfig, Config
 from engine.events import CameraCalibrated, CameraDoubted, Event
 from engine.mapping.cameras.camera_reports import CameraReports
 from engine.mapping.cameras.cameras import CameraCalibration
-from engine.mapping.model.calibration_control import Hold
+from engine.mapping.model.calibration_control import CalibrationState, Hold
 from engine.mapping.model.camera_priors import CameraPrior
 from engine.mapping.model.growth import GrowthConfig, adjust_in_place
 from engine.mapping.model.sparse_map import SparseMap
@@ -140,8 +140,31 @@ def test_a_held_camera_is_doubted_with_the_bound(world: SyntheticWorld) -> None:
     assert state.hold in (Hold.BOUND, Hold.LENS)
     assert figures.is_held
     assert figures.doubts[0] == emitted.doubts[0].reason
+    assert "the map holds the focal length at 9" in figures.doubts[0]
     assert emitted.doubts[0].is_held
     assert figures.focal_px == pytest.approx(1.2 * 0.98 * FOCAL_PX)
+
+
+def test_a_held_focal_length_is_said_as_the_map_has_it_beside_the_others(
+    world: SyntheticWorld,
+) -> None:
+    emitted, sparse_map = Emitted(), map_of(world, focal_px=449.0)
+    sparse_map.set_camera_params("camera", (480.0, *EXACT_CAMERA[1:]))
+    sparse_map.calibration.set_state(
+        sparse_map.camera("camera").camera_id,
+        CalibrationState(
+            num_keyframes=12,
+            focal_sigma_ratio=0.22,
+            hold=Hold.UNCERTAIN,
+            holds_distortion=True,
+            reason="the images alone say 527 px, give or take 22%",
+        ),
+    )
+    emitted.reports.update(["camera"], sparse_map)
+    assert emitted.doubts[0].reason == (
+        "the map holds the focal length at 480 px (449 px by EXIF): the images alone say 527 px,"
+        " give or take 22%"
+    )
 
 
 def test_a_given_calibration_that_no_lens_has_is_doubted(world: SyntheticWorld) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -138,6 +139,20 @@ def test_what_exif_and_a_scene_that_hardly_tells_say_is_what_exif_says() -> None
     )
     adjust(reconstruction, exif(reconstruction))
     assert focal_px_of(reconstruction) == pytest.approx(1.01 * FOCAL_PX, rel=EXIF_SIGMA / 2)
+
+
+def test_between_a_loose_prior_and_a_scene_that_hardly_tells_the_images_figure_is_said() -> None:
+    reconstruction = begin(
+        lawnmower(jitter_deg=3.0), plane(), focal_px=0.9 * FOCAL_PX, noise_px=1.0
+    )
+    prior = CameraPrior.of(
+        reconstruction.camera(CAMERA_ID), origin=CalibrationOrigin.EXIF, focal_sigma_ratio=0.1
+    )
+    state = adjust(reconstruction, prior)
+    assert state.hold is Hold.UNCERTAIN
+    found = re.fullmatch(r"the images alone say (\d+) px, give or take \d+%", state.reason)
+    assert found is not None
+    assert 0.9 * FOCAL_PX < focal_px_of(reconstruction) < float(found[1])
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.2])

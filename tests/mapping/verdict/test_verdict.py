@@ -158,6 +158,20 @@ def test_contradicting_pairs_name_the_place_and_the_lens_that_nobody_knows() -> 
     assert reason.frame_ids == (5, 6, 7)
 
 
+@pytest.mark.parametrize(
+    ("sigma_ratio", "words"),
+    [(0.09, "(500 px, give or take 9%)"), (None, "(500 px)")],
+)
+def test_a_short_motion_is_suspected_before_a_zoom_where_the_focal_length_is_badly_known(
+    sigma_ratio: float | None, words: str
+) -> None:
+    pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.2, disputed_inlying_ratio=0.8)
+    unsure = camera(observed_sigma_ratio=sigma_ratio)
+    reason = only_reason(evidence(pairs=pairs, cameras=(unsure,)))
+    assert reason.level is DOUBTFUL
+    assert f"too little motion to know the focal length {words}: film longer" in reason.sentence
+
+
 def test_a_given_calibration_is_suspected_as_such() -> None:
     pairs = PairsEvidence(num_pairs=60, disputed_ratio=0.3, disputed_inlying_ratio=0.8)
     known = camera(origin=CalibrationOrigin.CONFIGURED)
