@@ -1,6 +1,6 @@
 """The command line, and what its commands print.
 
-Exit codes; of a run they tell what is on disk:
+Exit codes; of a run they say what is on disk:
 
     0    something useful was made and saved whole, and nothing says that it is wrong
     1    nothing was made, or something of it is not saved or not in the folder asked for, or the
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 from adapters.exhaustion import exhaustion_in_words
 from adapters.native_log import native_log_captured
@@ -59,12 +60,27 @@ DOUBTED = 3  # a map was made and saved, and its verdict is not good
 
 _WHY_NO_MAP = ": images must overlap, show texture, and be taken from different places"
 _TURNS = (
-    ": the camera turns without moving, and turns tell no depth; film again while walking around"
+    ": the camera turns without moving, and turns show no depth; film again while walking around"
     " or past what is to be seen"
 )
 _DEMO_SOURCE = "synthetic:town"
 _MAX_NAME_CHARS = 100  # of a run folder that is named here; file systems take about 255 bytes
 _MADE_BY_RESUME = ("budget", "end_of_run")  # reasons of a keyframe without depth
+
+
+class _OneScaleBar(typer.core.TyperCommand):
+    """A command that refuses a second ``--scale-bar``, whose values would replace the first's."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Splits arguments as typer does.
+
+        Raises:
+            UsageError: the option is given twice.
+        """
+        if sum(arg.partition("=")[0] == "--scale-bar" for arg in args) > 1:
+            ctx.fail("--scale-bar: only one can be given.")
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="livesfm",
@@ -177,7 +193,7 @@ def livesfm(
     """Live cameras, videos and photos into a growing, bundle-adjusted COLMAP model."""
 
 
-@app.command()
+@app.command(cls=_OneScaleBar)
 def run(
     source: Annotated[
         list[str],
@@ -228,6 +244,8 @@ def run(
     with _errors_reported(), listening_early(source) as early:
         refuse_unknown_sources(source)
         control = _control(gcp, check, scale_bar)
+        if control is not None:
+            control.read()  # before the run, to see that it can be read
         options = _options(
             source,
             out=out or _default_out(source[0]),
@@ -244,20 +262,7 @@ def run(
         if onto is None:
             loaded = _load(config, all_settings)
         else:
-            from adapters.launch import refuse_own_input
-            from adapters.resume import begin_from, refuse_replays
-
-            refuse_replays(source)
-            refuse_own_input(options)  # the folder is replaced before the run is launched
-            _limit_library_threads()
-            going_on = begin_from(
-                onto,
-                options.path,
-                overwrite=overwrite,
-                overlays=config or [],
-                settings=all_settings,
-            )
-            options, loaded = replace(options, going_on=going_on), going_on.config
+            options, loaded = _begun_from(onto, options, overlays=config, settings=all_settings)
         loaded = _with_positions(_with_calibrations(loaded, calibration or []), positions or [])
         outcome = _launch(loaded, options)
     if profile:
@@ -413,7 +418,7 @@ def export(
     with _errors_reported():
         from adapters.exports.export import ExportFormat
         from adapters.exports.export import export as export_run
-        from adapters.exports.job import ExportCancelled
+        from adapters.exports.job import ExportCancelledError
         from adapters.exports.terminal import cancelled_by_signals, progress_shown
         from engine.output.run_format import check_readable
 
@@ -454,7 +459,7 @@ def export(
                     progress=progress,
                     is_cancelled=is_cancelled,
                 )
-        except ExportCancelled as cancelled:
+        except ExportCancelledError as cancelled:
             typer.echo(f"livesfm: {cancelled}", err=True)
             raise typer.Exit(INTERRUPTED) from cancelled
     typer.echo(f"{written.path}: {written.num_images} images, {written.num_points3D} points")
@@ -465,7 +470,7 @@ def export(
     _say_if_unfinished(run_folder)
 
 
-@app.command()
+@app.command(cls=_OneScaleBar)
 def georeference(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     positions: Annotated[
@@ -497,6 +502,8 @@ def georeference(
         control = _control(gcp, check, scale_bar)
         if bool(positions) == (control is not None):
             raise ConfigError("either --positions, or --gcp or --scale-bar")
+        if control is not None and clock_offset_s is not None:
+            raise ConfigError("--clock-offset: goes with --positions; marks name their images")
         check_readable(run_folder)
         with native_log_captured():
             if control is None:
@@ -823,17 +830,31 @@ def _name_of_address(source: str) -> str:
     return parts[-1]
 
 
+def _begun_from(
+    onto: Path, options: LaunchOptions, *, overlays: Sequence[str], settings: Sequence[str]
+) -> tuple[LaunchOptions, Config]:
+    """Options and settings of a run that begins with the map of another one."""
+    from adapters.launch import refuse_own_input
+    from adapters.resume import begin_from, refuse_replays
+
+    refuse_replays(options.sources)
+    refuse_own_input(options)  # the folder is replaced before the run is launched
+    _limit_library_threads()
+    going_on = begin_from(
+        onto, options.path, overwrite=options.overwrite, overlays=overlays, settings=settings
+    )
+    return replace(options, going_on=going_on), going_on.config
+
+
 def _control(
     gcp: Path | None, checks: list[str] | None, scale_bar: tuple[str, str, float] | None
 ) -> Control | None:
-    """Ground control, which is read to see that it can be; None without any."""
+    """Ground control as it was asked for; None without any."""
     if not (gcp or checks or scale_bar):
         return None
     from adapters.georeference import Control
 
-    control = Control(file=gcp, checks=tuple(checks or ()), bar=scale_bar)
-    control.read()
-    return control
+    return Control(file=gcp, checks=tuple(checks or ()), bar=scale_bar)
 
 
 def _surveyed(run_folder: Path, control: Control, *, settings: Sequence[str] = ()) -> Sequence[str]:

@@ -771,7 +771,10 @@ class SnapshotsConfig(Section):
     train: bool = False
     """Whether train/ follows the snapshots: undistorted keyframe images, sparse/0 and
     transforms.json, for a splat trainer that reads while the run goes on. It takes the disk space
-    of the images once more."""
+    of the images once more, and that of images which another calibration undistorts anew."""
+    train_keep_mb: NonNegativeInt = 4000
+    """MB of disk space for former states of train/: of each its model, and images that are in no
+    later one. The oldest are deleted first; the newest eight stay whatever they take."""
 
 
 class ViewsConfig(Section):

@@ -25,13 +25,17 @@ def cut_line(places: Float64Array) -> tuple[Float64Array, ...]:
     parts, part = [], [line[0]]
     for first, second in zip(line[:-1], line[1:], strict=True):
         for edge in (-_DATE_LINE_DEG, _DATE_LINE_DEG):
-            if (first[0] - edge) * (second[0] - edge) < 0.0:
+            if (first[0] < edge) != (second[0] < edge):
                 share = (edge - first[0]) / (second[0] - first[0])
                 crossing = first + share * (second - first)
-                parts.append([*part, crossing])
-                part = [crossing]
+                parts.append(part if first[0] == edge else [*part, crossing])
+                part = [] if second[0] == edge else [crossing]
         part.append(second)
-    return tuple(_on_one_side(np.array(one)) for one in [*parts, part])
+    if not parts:
+        return (_on_one_side(line),)
+    # Of a line that begins, turns or ends on the date line a part may be a single place.
+    cut = [np.array(one) for one in [*parts, part]]
+    return tuple(_on_one_side(one) for one in cut if len(one) > 1)
 
 
 def cut_ring(places: Float64Array) -> tuple[Float64Array, ...]:

@@ -67,7 +67,7 @@ def write_bundler(job: ExportJob, *, images: Path) -> None:
 
     Raises:
         OSError: a file cannot be read or written.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     names = flat_names(job, option="--bundler")
     folder = job.to / _FOLDER

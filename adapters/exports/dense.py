@@ -41,7 +41,7 @@ class RunDensePoints:
         """The points in the map's world, some at once: ``xyz``, ``normal`` and ``rgb`` of each.
 
         Raises:
-            ExportCancelled: the export was cancelled.
+            ExportCancelledError: the export was cancelled.
             OSError: the file cannot be read.
             SnapshotError: it is not whole any more.
         """
@@ -63,7 +63,8 @@ def open_dense(
     They are of a former snapshot where the run was placed on the globe later, or broke off.
 
     Raises:
-        ConfigError: the run has none, where they lie is not known, or they are of another map.
+        ConfigError: the run has none, they cannot be read, where they lie is not known, or they are
+            of another map.
     """
     path = run / DENSE_PLY
     if map_number:
@@ -72,6 +73,8 @@ def open_dense(
         raise ConfigError(f"{run}: has no {DENSE_PLY}; dense.enabled=true makes it")
     try:
         header = read_dense_ply_header(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     if not header.cam_from_world:
@@ -93,7 +96,7 @@ def write_dense(job: ExportJob, dense: RunDensePoints, to: Path) -> None:
     """Writes dense points as a PLY file of the same form.
 
     Raises:
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
         OSError: a file cannot be read or written.
         SnapshotError: the run's file is not whole any more.
     """

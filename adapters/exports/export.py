@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -43,13 +44,14 @@ from adapters.exports.masks import write_masks
 from adapters.exports.metashape import check_metashape, write_metashape
 from adapters.exports.nerfstudio import write_nerfstudio
 from adapters.exports.odm import check_odm, write_odm
-from adapters.exports.place import PlacedCrs, open_crs, read_place, write_origin
+from adapters.exports.place import PlacedCrs, open_crs, read_num_keyframes, read_place, write_origin
 from adapters.exports.ply import POINTS_NAME, write_points
 from adapters.exports.tum import write_tum
 from adapters.exports.undistorted import write_undistorted
 from adapters.exports.upright import Upright, upright_of
 from adapters.run_files import read_model
 from engine.errors import ConfigError, SnapshotError
+from engine.output.nerfstudio import check_cameras
 
 
 class ExportFormat(StrEnum):
@@ -139,47 +141,33 @@ def export(
         AdapterUnavailableError: a package that a format needs is not installed.
         SourceError: frames between keyframes cannot be read again.
         SnapshotError: the files cannot be written, or images of the map are missing.
-        ExportCancelled: it was cancelled.
+        ExportCancelledError: it was cancelled.
     """
     to = to.resolve()
-    models = _models(run)
-    if not formats:
-        raise ConfigError("an export needs at least one format")
-    if 0 not in models:
-        raise ConfigError(f"{run}: has no snapshot to export")
-    if map_number not in models:
-        raise ConfigError(f"{run}: has no map {map_number}, only 0 to {max(models)}")
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise ConfigError(f"{to}: exists and is not an empty folder")
-    temporary = to.with_name(f".tmp-{to.name}-{os.getpid()}")
+    snapshot, models = _checked(run, to, formats=formats, map_number=map_number)
     job = ExportJob(
         run=run,
         reconstruction=read_model(models.pop(map_number)),
-        to=temporary,
+        to=to.with_name(f".tmp-{to.name}-{os.getpid()}"),
         map_number=map_number,
-        place=read_place(run, map_number),
+        place=read_place(snapshot, map_number),
         progress=progress,
         is_cancelled=is_cancelled,
     )
+    left_out = _left_out(job, snapshot, models)
     upright = upright_of(job.reconstruction, is_on_globe=job.place is not None) if is_z_up else None
     if upright is not None:
         job = _turned(job, upright)
-    plan = _Plan.of(job, set(formats), crs=crs, choice=FrameChoice.parse(frames))
-    try:
-        temporary.mkdir(parents=True)
+    plan = _Plan.of(
+        job, set(formats), crs=crs, choice=FrameChoice.parse(frames), has_source=source is not None
+    )
+    with _written_whole(job, to):
         written, figures = plan.write(job, source=source)
-        job.check()
-        shutil.rmtree(temporary / STAGED, ignore_errors=True)
-        temporary.replace(to)
-    except OSError as error:
-        raise SnapshotError(f"{to}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Export(
         path=to,
         num_images=written.reconstruction.num_reg_images(),
         num_points3D=written.reconstruction.num_points3D(),
-        left_out={number: read_model(other).num_reg_images() for number, other in models.items()},
+        left_out=left_out,
         notes=(
             *plan.notes,
             *job.notes,
@@ -187,6 +175,55 @@ def export(
             *([] if figures is None else _words_of(figures)),
         ),
     )
+
+
+def _checked(
+    run: Path, to: Path, *, formats: Collection[ExportFormat], map_number: int
+) -> tuple[Path, dict[int, Path]]:
+    """The latest snapshot and its maps, by number.
+
+    Raises:
+        ConfigError: there is no such map, nothing is to be written, or the target holds something.
+    """
+    if not formats:
+        raise ConfigError("an export needs at least one format")
+    snapshot = _latest_of(run)
+    models = _models(snapshot)
+    if 0 not in models:
+        raise ConfigError(f"{run}: has no snapshot to export")
+    if map_number not in models:
+        raise ConfigError(f"{run}: has no map {map_number}, only 0 to {max(models)}")
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise ConfigError(f"{to}: exists and is not an empty folder")
+    return snapshot, models
+
+
+@contextmanager
+def _written_whole(job: ExportJob, to: Path) -> Iterator[None]:
+    """Makes the job's folder, which becomes the export at the end of the block.
+
+    After an exception in the block neither it nor the folders above that were made are left.
+
+    Raises:
+        SnapshotError: a file cannot be read or written.
+        ExportCancelledError: the export was cancelled.
+    """
+    made_parents = [one for one in to.parents if not one.exists()]
+    is_written = False
+    try:
+        job.to.mkdir(parents=True)
+        yield
+        job.check()
+        shutil.rmtree(job.to / STAGED, ignore_errors=True)
+        job.to.replace(to)
+        is_written = True
+    except OSError as error:
+        raise _failed(error, job=job, to=to) from error
+    finally:
+        shutil.rmtree(job.to, ignore_errors=True)
+        for parent in [] if is_written else made_parents:
+            with suppress(OSError):  # it is not empty
+                parent.rmdir()
 
 
 def _turned(job: ExportJob, upright: Upright) -> ExportJob:
@@ -215,9 +252,45 @@ def _words_of(figures: FrameFigures) -> list[str]:
     return words
 
 
-def _models(run: Path) -> dict[int, Path]:
-    """The folders of the latest snapshot's maps, by number."""
-    folders = (run / "latest" / "sparse").glob("[0-9]*")
+def _failed(error: OSError, *, job: ExportJob, to: Path) -> SnapshotError:
+    """What is known of an error of the system: a file of the run that it names was to be read."""
+    words = error.strerror or str(error)
+    is_of_run = isinstance(error.filename, str | Path) and error.filename2 is None
+    path = Path(error.filename) if is_of_run else to
+    if is_of_run and path.resolve().is_relative_to(job.run.resolve()):
+        return SnapshotError(f"{path}: cannot be read: {words}")
+    return SnapshotError(f"{to}: cannot be written: {words}")
+
+
+def _latest_of(run: Path) -> Path:
+    """The folder of a run's latest snapshot; a run that goes on has another one soon.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return (run / "latest").resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
+        raise ConfigError(f"{run}: has no snapshot to export") from error
+
+
+def _left_out(job: ExportJob, snapshot: Path, others: Mapping[int, Path]) -> dict[int, int]:
+    """How many keyframes each other map has; one that cannot be read is noted."""
+    left_out = {}
+    for number, folder in others.items():
+        num_keyframes = read_num_keyframes(snapshot, number)
+        try:
+            left_out[number] = (
+                read_model(folder).num_reg_images() if num_keyframes is None else num_keyframes
+            )
+        except SnapshotError as error:
+            job.notes.append(f"another map is left out: {error}")
+    return left_out
+
+
+def _models(snapshot: Path) -> dict[int, Path]:
+    """The folders of a snapshot's maps, by number."""
+    folders = (snapshot / "sparse").glob("[0-9]*")
     return {int(folder.name): folder for folder in sorted(folders) if folder.name.isdecimal()}
 
 
@@ -234,7 +307,13 @@ class _Plan:
 
     @classmethod
     def of(
-        cls, job: ExportJob, formats: set[ExportFormat], *, crs: str | None, choice: FrameChoice
+        cls,
+        job: ExportJob,
+        formats: set[ExportFormat],
+        *,
+        crs: str | None,
+        choice: FrameChoice,
+        has_source: bool,
     ) -> _Plan:
         """Opens what the formats need.
 
@@ -244,6 +323,11 @@ class _Plan:
         """
         if choice.kind is not FrameKind.KEYFRAMES and not formats & _OF_FRAMES:
             raise ConfigError("--frames is for --undistort and --nerfstudio")
+        if choice.kind is FrameKind.KEYFRAMES and has_source:
+            raise ConfigError(
+                "--source says where frames between keyframes are: it is for --frames all and"
+                " --frames sharpest:N"
+            )
         for kind in _ON_GLOBE:
             if kind in formats:
                 job.needed_place(f"--{kind}")
@@ -262,6 +346,8 @@ class _Plan:
                 )
         dense, note = _dense_for(job, formats)
         notes = [note] if note else []
+        if ExportFormat.NERFSTUDIO in formats and ExportFormat.UNDISTORT not in formats:
+            check_cameras(job.reconstruction)
         if ExportFormat.ODM in formats:
             notes.append(check_odm(job))
         if ExportFormat.BUNDLER in formats:

@@ -68,14 +68,12 @@ def choose_sharpest(
     if len(poses) <= number:
         return list(range(len(poses)))
     views = _views(poses, depth_map=depth_map)
-    centers = _spread(views, number)
-    distances = np.linalg.norm(views[:, None] - views[None, centers], axis=2)
-    nearest = distances.argmin(axis=1)
+    centers, nearest, distances = _spread(views, number)
     chosen = []
     for cell, center in enumerate(centers.tolist()):
-        others = np.delete(distances[center], cell)
-        reach = _NEAR_RATIO * others.min() if len(others) else np.inf
-        near = np.flatnonzero((nearest == cell) & (distances[:, cell] <= reach))
+        to_others = np.linalg.norm(views[np.delete(centers, cell)] - views[center], axis=1)
+        reach = _NEAR_RATIO * to_others.min() if len(to_others) else np.inf
+        near = np.flatnonzero((nearest == cell) & (distances <= reach))
         near = np.union1d(near, [center])
         chosen.append(int(near[np.argmax(sharpness[near])]))
     return sorted(set(chosen))
@@ -93,11 +91,20 @@ def _views(poses: Sequence[Float64Array], *, depth_map: float) -> Float64Array:
     return np.array(rows)
 
 
-def _spread(views: Float64Array, number: int) -> Int64Array:
-    """Positions of points (number,) that are far from each other; fewer where points coincide."""
+def _spread(views: Float64Array, number: int) -> tuple[Int64Array, Int64Array, Float64Array]:
+    """Points that are far from each other, fewer than asked for where points coincide.
+
+    Returns:
+        Their positions (number,); and of each point (F,) which of them is nearest, and how far.
+    """
     chosen = [0]
-    distance = np.linalg.norm(views - views[0], axis=1)
-    while len(chosen) < number and distance.max() > 0.0:
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.linalg.norm(views - views[chosen[-1]], axis=1))
-    return np.array(chosen)
+    nearest = np.zeros(len(views), np.int64)
+    distances = np.linalg.norm(views - views[0], axis=1)
+    while len(chosen) < number and distances.max() > 0.0:
+        newest = int(distances.argmax())
+        to_newest = np.linalg.norm(views - views[newest], axis=1)
+        is_nearer = to_newest < distances
+        nearest[is_nearer] = len(chosen)
+        distances = np.where(is_nearer, to_newest, distances)
+        chosen.append(newest)
+    return np.array(chosen), nearest, distances

@@ -8,8 +8,6 @@ followed alike, is left out and counted.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,10 +39,11 @@ from adapters.exports.source_frames import (
     find_sources,
     read_frames,
 )
+from adapters.run_files import read_frame_rows
 from engine.config import Config
 from engine.errors import ConfigError, JournalError, SnapshotError
 from engine.geometry import transform_points
-from engine.output.files import write_atomically
+from engine.output.files import link_or_copy, write_atomically
 from engine.output.flat_names import IMAGE_NAMES, FlatNames, table_of
 from engine.types import Frame, PoseKind, Uint8Array
 
@@ -63,11 +62,13 @@ _HEADER = ("image", "frame", "kind", "reprojection_error_px", "sharpness")
 
 
 class LeftOut(StrEnum):
-    """Why a frame with a pose is not exported."""
+    """Why a frame between keyframes is not exported."""
 
     NOT_IN_SOURCE = "not_in_source"  # the source does not give it any more
     TOO_FEW_POINTS = "too_few_points"  # of the map were found in it
     INACCURATE = "inaccurate"  # its pose, beside those of keyframes
+    IN_OTHER_MAP = "in_another_map"  # of the run
+    WITHOUT_POSE = "without_a_pose"  # in any map
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +113,7 @@ def stage_frames(
         ConfigError: frames are wanted that the run has no poses of, or that cannot be read again.
         SourceError: a source cannot be opened.
         SnapshotError: an image cannot be read or written.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     staging = _Staging(job)
     if choice.kind is FrameKind.KEYFRAMES:
@@ -123,7 +124,8 @@ def stage_frames(
         for one, frame in reading.good(reading.tracked):
             staging.add(one, frame, config=reading.config)
             measured.append(one)
-        return staging.finished(list(staging.keyframes), measured, reading.left_out)
+        left_out = reading.left_out + reading.elsewhere
+        return staging.finished(list(staging.keyframes), measured, left_out)
     return _staged_sharpest(staging, reading, number=choice.number)
 
 
@@ -131,11 +133,11 @@ def _staged_sharpest(
     staging: _Staging, reading: _Reading, *, number: int
 ) -> tuple[ExportJob, FrameFigures]:
     tracked = [replace(one, tracks=None) for one, _ in reading.good(reading.tracked)]
-    left_out = Counter(reading.left_out)
+    left_out = reading.left_out + reading.elsewhere
     keyframes = reading.keyframes
     names = [*(frame.name for frame in keyframes), *(one.posed.name for one in tracked)]
     poses = [*(f.cam_from_world for f in keyframes), *(one.fit.cam_from_world for one in tracked)]
-    details = [*(reading.keyframe_detail(f.name) for f in keyframes), *(t.detail for t in tracked)]
+    details = [*reading.keyframe_details(), *(one.detail for one in tracked)]
     sharpness = sharpness_of(details)
     rows = choose_sharpest(poses, sharpness, depth_map=reading.depth_map, number=number)
     chosen = {names[row] for row in rows}
@@ -143,6 +145,7 @@ def _staged_sharpest(
     for one, frame in reading.good([t.posed for t in tracked if t.posed.name in chosen]):
         staging.add(one, frame, config=reading.config)
         measured.append(one)
+    left_out.update(reading.left_out)  # what the source does not give a second time
     kept = [frame.name for frame in keyframes if frame.name in chosen]
     return staging.finished(
         kept, measured, left_out, sharpness=dict(zip(names, sharpness.tolist(), strict=True))
@@ -165,6 +168,7 @@ class _Reading:
         self._model = job.reconstruction
         self.config: Config = config_of(job.run)
         self._images = {image.name: image for image in job.images()}
+        self.elsewhere = _frames_elsewhere(job)
         posed = read_posed_frames(job)
         self.tracked = [frame for frame in posed if frame.name not in self._images]
         self.keyframes = [frame for frame in posed if frame.name in self._images]
@@ -217,11 +221,16 @@ class _Reading:
         if num_seen < len(posed):
             self.left_out[LeftOut.NOT_IN_SOURCE.value] += len(posed) - num_seen
 
-    def keyframe_detail(self, name: str) -> PatchDetail:
-        """What a keyframe shows around its map points."""
-        points, pixels = self._points_of(name), self._pixels_of(name)
-        rows = _some(len(points.point3D_ids))
-        return patch_detail(_grey(pixels), points.point3D_ids[rows], points.points_xy[rows])
+    def keyframe_details(self) -> list[PatchDetail]:
+        """What each keyframe shows around its map points."""
+        details = []
+        for frame in self._job.each("keyframes compared", self.keyframes):
+            points, pixels = self._points_of(frame.name), self._pixels_of(frame.name)
+            rows = _some(len(points.point3D_ids))
+            details.append(
+                patch_detail(_grey(pixels), points.point3D_ids[rows], points.points_xy[rows])
+            )
+        return details
 
     def _read(self, names: Collection[str]) -> Iterator[SourceFrame]:
         return read_frames(self._sources, names, config=self.config)
@@ -417,10 +426,7 @@ class _Staging:
         if not source.is_file():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source.resolve(), target)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source, target)
+        link_or_copy(source.resolve(), target)
 
     def _write_table(
         self,
@@ -496,6 +502,17 @@ def _track_of(tracks: dict[int, pycolmap.Track], point3D_id: int) -> pycolmap.Tr
 
 
 # -- figures --------------------------------------------------------------------------------------
+
+
+def _frames_elsewhere(job: ExportJob) -> Counter[str]:
+    """How many frames that the run used have no pose in the map."""
+    reasons: Counter[str] = Counter()
+    for row in read_frame_rows(job.run):
+        if row.is_dropped or row.pose == PoseKind.KEYFRAME or row.map_number == str(job.map_number):
+            continue
+        why = LeftOut.IN_OTHER_MAP if row.map_number else LeftOut.WITHOUT_POSE
+        reasons[why.value] += 1
+    return reasons
 
 
 def _camera_of(frame: PosedFrame) -> tuple[str, str]:

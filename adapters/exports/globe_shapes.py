@@ -39,7 +39,7 @@ def camera_shapes(job: ExportJob, place: MapPlace) -> list[CameraShape]:
 
     Raises:
         ConfigError: the table of the run's frames cannot be read.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     times_s = {row.name: row.captured_at_s for row in read_frame_rows(job.run)}
     shapes = []

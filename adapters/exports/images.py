@@ -21,7 +21,7 @@ _MAX_IMAGE_BYTES = 2**30
 
 
 def check_images(job: ExportJob) -> None:
-    """Checks that every image of the map is a file of the run, of its camera's size.
+    """Checks that every image of the map is a whole file of the run, of its camera's size.
 
     Whoever decodes them asks for the memory that they say.
 
@@ -80,6 +80,8 @@ def _check_size(folder: Path, name: str, camera: pycolmap.Camera) -> None:
             f"the image {name} cannot be read: {error.strerror or error}"
         ) from error
     header = read_image_header(data)
+    if header is not None and not header.is_complete:
+        raise SnapshotError(f"the image {name} is cut short: it has no end marker")
     if header is None or (header.width, header.height) != (camera.width, camera.height):
         raise SnapshotError(
             f"the image {name} cannot be read, or is not of its camera's size, "

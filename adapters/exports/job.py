@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
-class ExportCancelled(EngineError):
+class ExportCancelledError(EngineError):
     """An export was cancelled; nothing of it is left."""
 
 
@@ -62,7 +62,7 @@ class ExportJob:
         """Items one by one, with progress reported before each and at the end.
 
         Raises:
-            ExportCancelled: the export was cancelled before the next item.
+            ExportCancelledError: the export was cancelled before the next item.
         """
         listed = list(items)
         for rows in self.each_slice(what, len(listed), size=1):
@@ -72,7 +72,7 @@ class ExportJob:
         """Slices of things that are written some at once, as `each` does.
 
         Raises:
-            ExportCancelled: the export was cancelled before the next slice.
+            ExportCancelledError: the export was cancelled before the next slice.
         """
         for done in range(0, total, size):
             self.check()
@@ -81,9 +81,9 @@ class ExportJob:
         self.progress(Progress(what=what, done=total, total=total))
 
     def check(self) -> None:
-        """Raises ExportCancelled where the export was cancelled."""
+        """Raises ExportCancelledError where the export was cancelled."""
         if self.is_cancelled():
-            raise ExportCancelled("the export was cancelled; nothing is left of it")
+            raise ExportCancelledError("the export was cancelled; nothing is left of it")
 
     def needed_place(self, option: str) -> MapPlace:
         """Where the map lies.

@@ -29,7 +29,7 @@ def write_kml(job: ExportJob, place: MapPlace) -> None:
     Raises:
         ConfigError: the table of the run's frames cannot be read.
         OSError: the file cannot be written.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     has_heights = place.altitude_m is not None
     shapes = camera_shapes(job, place)

@@ -58,7 +58,7 @@ def write_las(
     Raises:
         SnapshotError: a file cannot be written.
         OSError: likewise.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     suffix = ".laz" if is_laz else ".las"
     num_left_out = _write(job.to / f"{_SPARSE}{suffix}", _sparse_batches(job), crs)

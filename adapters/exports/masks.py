@@ -9,13 +9,12 @@ import numpy as np
 
 from adapters.exports.job import ExportJob
 from engine.errors import JournalError, SnapshotError
-from engine.types import BoolArray, Uint8Array
+from engine.types import BoolArray
 
 if TYPE_CHECKING:
     import pycolmap
 
 MASKS = "masks"  # folder in a run and in an export; a mask has its image's name with .png added
-_WHITE = 255  # of a pixel that may be used
 
 
 def has_masks(job: ExportJob) -> bool:
@@ -28,30 +27,27 @@ def write_masks(job: ExportJob) -> None:
 
     Raises:
         SnapshotError: a mask cannot be read or written.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     if not has_masks(job):
         return
     for image in job.each("masks", job.images()):
         camera = job.reconstruction.camera(image.camera_id)
         mask = read_mask(job.run / MASKS / f"{image.name}.png", camera)
-        write_mask(mask > 0, job.to / MASKS / f"{image.name}.png")
+        write_mask(mask, job.to / MASKS / f"{image.name}.png")
 
 
-def read_mask(path: Path, camera: pycolmap.Camera) -> Uint8Array:
-    """The grey mask (H, W) in a file; white of the camera's size where there is none.
+def read_mask(path: Path, camera: pycolmap.Camera) -> BoolArray:
+    """The mask (H, W) in a file; all of the camera's image where there is none.
 
     Raises:
         SnapshotError: it cannot be read, or is not of the camera's size.
     """
-    import pycolmap
+    from engine.output import undistortion
 
     if not path.is_file():
-        return np.full((camera.height, camera.width), _WHITE, np.uint8)
-    mask = pycolmap.Bitmap.read(path, as_rgb=False)
-    if mask is None or (mask.width, mask.height) != (camera.width, camera.height):
-        raise SnapshotError(f"mask {path.name} cannot be read, or is not of its image's size")
-    return np.asarray(mask.to_array(), np.uint8)
+        return np.ones((camera.height, camera.width), np.bool_)
+    return undistortion.read_mask(path, camera)
 
 
 def write_mask(mask: BoolArray, path: Path) -> None:

@@ -53,7 +53,7 @@ def write_metashape(job: ExportJob, crs: PlacedCrs) -> None:
         ConfigError: the CRS has no coordinates for the cameras.
         SnapshotError: a calibration cannot be written.
         OSError: a file cannot be read or written.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     names = flat_names(job, option="--metashape")
     folder = job.to / _FOLDER
@@ -66,7 +66,8 @@ def write_metashape(job: ExportJob, crs: PlacedCrs) -> None:
             raise ConfigError(f"--crs {crs.name}: has no coordinates where {image.name} lies")
         world_from_cam = image.cam_from_world().matrix()[:, :3].T
         angles = _angles_deg(crs.axes_at(center) @ world_from_cam @ _BACKWARD)
-        cells = [*(f"{value:.10g}" for value in position[:2]), f"{position[2]:.4f}"]
+        num_digits = 9 if crs.crs.is_geographic else 4  # of degrees, or of lengths
+        cells = [*(f"{value:.{num_digits}f}" for value in position[:2]), f"{position[2]:.4f}"]
         label = names[image.name]
         lines.append(",".join([label, *cells, *(f"{angle:.6f}" for angle in angles)]))
     (folder / "cameras.csv").write_text("\n".join([*lines, ""]), encoding="utf-8")

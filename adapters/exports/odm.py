@@ -60,7 +60,7 @@ def write_odm(job: ExportJob, place: MapPlace) -> None:
     Raises:
         ConfigError: OpenDroneMap cannot read the map, or the run's table of frames is damaged.
         OSError: a file cannot be read or written.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     import pycolmap
 

@@ -81,7 +81,7 @@ def write_opensfm(
     Raises:
         ConfigError: OpenSfM has no such camera.
         OSError: a file cannot be written.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     reference = {
         "latitude": place.latitude_deg,

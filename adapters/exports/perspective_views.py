@@ -6,14 +6,15 @@ their images, and observations the view that they fall into.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adapters.exports.job import ExportJob
 from engine.errors import SnapshotError
+from engine.output.flat_names import FlatNames
 from engine.types import Float32Array, Float64Array, Uint8Array
 
 if TYPE_CHECKING:
@@ -37,17 +38,22 @@ def has_spherical_images(reconstruction: pycolmap.Reconstruction) -> bool:
     return any(camera.is_spherical() for camera in reconstruction.cameras.values())
 
 
-def split_spherical_images(job: ExportJob, to: Path) -> pycolmap.Reconstruction:
-    """Writes a model's images to a folder, spherical ones as views, and returns the model of those.
+def split_spherical_images(
+    job: ExportJob, to: Path
+) -> tuple[pycolmap.Reconstruction, dict[str, list[str]]]:
+    """Writes a model's images to a folder, spherical ones as views.
 
     Args:
-        job: of the export.
+        job: of the export, whose images have flat names.
         to: gets ``images/`` and ``masks/`` alike.
+
+    Returns:
+        The model of the written images, and their names by those of the images that were split.
 
     Raises:
         SnapshotError: an image cannot be read or written.
         OSError: likewise.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     import pycolmap
 
@@ -55,12 +61,16 @@ def split_spherical_images(job: ExportJob, to: Path) -> pycolmap.Reconstruction:
     views = pycolmap.Reconstruction()
     for camera in reconstruction.cameras.values():
         views.add_camera_with_trivial_rig(_view_camera(camera) if camera.is_spherical() else camera)
+    names = FlatNames(taken=[PurePosixPath(image.name).stem for image in job.images()])
+    names_of_views: dict[str, list[str]] = {}
     places: dict[tuple[int, int], tuple[int, int]] = {}  # image and point: the same in the views
     for image in job.each("images split into views", job.images()):
         camera = reconstruction.camera(image.camera_id)
         if camera.is_spherical():
-            _add_views(views, image, camera, places)
-            _write_views(run, to, image.name)
+            own = [names.of(_view_name(image.name, view)) for view in VIEWS]
+            names_of_views[image.name] = own
+            _add_views(views, image, own, camera, places)
+            _write_views(run, to, image.name, own)
         else:
             _add_image(views, image, places)
             _copy(run, to, image.name)
@@ -72,7 +82,7 @@ def split_spherical_images(job: ExportJob, to: Path) -> pycolmap.Reconstruction:
                 track.add_element(*place)
         if track.length() > 1:
             views.add_point3D(point.xyz, track, point.color)
-    return views
+    return views, names_of_views
 
 
 def _view_camera(camera: pycolmap.Camera) -> pycolmap.Camera:
@@ -90,6 +100,7 @@ def _view_camera(camera: pycolmap.Camera) -> pycolmap.Camera:
 def _add_views(
     views: pycolmap.Reconstruction,
     image: pycolmap.Image,
+    names: Sequence[str],
     spherical: pycolmap.Camera,
     places: dict[tuple[int, int], tuple[int, int]],
 ) -> None:
@@ -100,13 +111,13 @@ def _add_views(
     # The view whose axis is nearest sees a point; behind the others' planes it has no place.
     nearest = np.stack([rays @ axes[2] for axes in VIEWS.values()]).argmax(axis=0)
     cam_from_world = np.asarray(image.cam_from_world().matrix())
-    for number, (name, axes) in enumerate(VIEWS.items()):
+    for number, (name, axes) in enumerate(zip(names, VIEWS.values(), strict=True)):
         own = np.flatnonzero(nearest == number)
         in_view = rays[own] @ axes.T
         image_id = views.num_images() + 1
         views.add_image_with_trivial_frame(
             pycolmap.Image(
-                name=_view_name(image.name, name),
+                name=name,
                 keypoints=np.asarray(camera.img_from_cam(in_view)).reshape(-1, 2),
                 camera_id=camera.camera_id,
                 image_id=image_id,
@@ -137,14 +148,14 @@ def _keypoints(image: pycolmap.Image) -> Float64Array:
 
 
 def _view_name(name: str, view: str) -> str:
-    path = Path(name)
+    path = PurePosixPath(name)
     return str(path.with_name(f"{path.stem}_{view}{path.suffix}"))
 
 
 # -- pixels ---------------------------------------------------------------------------------------
 
 
-def _write_views(run: Path, to: Path, name: str) -> None:
+def _write_views(run: Path, to: Path, name: str, names: Sequence[str]) -> None:
     """Writes the views of an image, and of its mask where it has one."""
     import cv2
 
@@ -152,13 +163,13 @@ def _write_views(run: Path, to: Path, name: str) -> None:
     mask_path = run / "masks" / f"{name}.png"
     mask = _read(mask_path, cv2.IMREAD_GRAYSCALE) if mask_path.is_file() else None
     height, width = pixels.shape[:2]
-    for view, axes in VIEWS.items():
+    for view, axes in zip(names, VIEWS.values(), strict=True):
         x, y = _positions(axes, width=width, height=height)
         seen = cv2.remap(pixels, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-        _write(np.asarray(seen, np.uint8), to / "images" / _view_name(name, view))
+        _write(np.asarray(seen, np.uint8), to / "images" / view)
         if mask is not None:
             seen = cv2.remap(mask, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_WRAP)
-            _write(np.asarray(seen, np.uint8), to / "masks" / f"{_view_name(name, view)}.png")
+            _write(np.asarray(seen, np.uint8), to / "masks" / f"{view}.png")
 
 
 def _positions(axes: Float64Array, *, width: int, height: int) -> tuple[Float32Array, Float32Array]:

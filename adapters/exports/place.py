@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyproj
 
 ORIGIN_NAME = "origin.json"
-_SNAPSHOT = Path("latest", "snapshot.json")  # in a run
+_RECORD = "snapshot.json"  # in a snapshot
 _MAX_SNAPSHOT_BYTES = 2**28
 _WGS84 = "EPSG:4979"  # latitude, longitude, height above the ellipsoid
 _MAX_OFF_AREA_DEG = 6.0  # a zone of UTM: neighbours of the right one are used
@@ -93,15 +93,27 @@ class MapPlace:
         return np.column_stack([axes, moved[0]])
 
 
-def read_place(run: Path, map_number: int) -> MapPlace | None:
-    """Where a map of a run's latest snapshot lies; None: in its own frame and unit.
+def read_num_keyframes(snapshot: Path, map_number: int) -> int | None:
+    """How many keyframes a map of a snapshot has; None: the snapshot's record does not say."""
+    try:
+        return int(_record_of(snapshot)["models"][map_number]["num_registered"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def read_place(snapshot: Path, map_number: int) -> MapPlace | None:
+    """Where a map of a snapshot lies; None: in its own frame and unit.
+
+    Args:
+        snapshot: its own folder, not a link that may come to stand for another one.
+        map_number: N of its sparse/N.
 
     Raises:
         ConfigError: the snapshot's record cannot be read.
     """
-    path = run / _SNAPSHOT
+    path = snapshot / _RECORD
     try:
-        record = json.loads(read_regular_file(path, max_bytes=_MAX_SNAPSHOT_BYTES))
+        record = _record_of(snapshot)
         if not record["models"][map_number]["is_georeferenced"]:
             return None
         origin = record["georeference"]["origin"]
@@ -115,6 +127,10 @@ def read_place(run: Path, map_number: int) -> MapPlace | None:
     if not (abs(latitude) <= 90.0 and abs(longitude) <= 180.0 and math.isfinite(altitude or 0.0)):
         raise ConfigError(f"{path}: the origin of the map is no place on the globe")
     return MapPlace(latitude_deg=latitude, longitude_deg=longitude, altitude_m=altitude)
+
+
+def _record_of(snapshot: Path) -> Any:
+    return json.loads(read_regular_file(snapshot / _RECORD, max_bytes=_MAX_SNAPSHOT_BYTES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -27,7 +27,7 @@ def write_points(job: ExportJob, crs: PlacedCrs | None = None) -> None:
 
     Raises:
         OSError: the file cannot be written.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     xyz, colors = points_of(job.reconstruction)
     offset = np.zeros(3)

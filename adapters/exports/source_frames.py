@@ -20,10 +20,10 @@ from engine.config import Config, load_config
 from engine.errors import ConfigError
 from engine.events import SourceOpened, event_of_record
 from engine.ports import LiveSource
-from engine.regular_files import read_regular_file
+from engine.regular_files import regular_file_size
 from engine.types import Arrival, Frame, FrameId, Received, RejectedFrame
 
-_MAX_EVENTS_BYTES = 2**32
+_MAX_LINE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,22 +105,29 @@ def config_of(run: Path) -> Config:
 def _opened_sources(run: Path) -> list[SourceOpened]:
     """The sources of a run, each as it was opened last."""
     path = run / "events.jsonl"
+    opened: dict[tuple[str, str], SourceOpened] = {}
     try:
-        data = read_regular_file(path, max_bytes=_MAX_EVENTS_BYTES)
+        regular_file_size(path)  # refuses what is no file
+        with path.open("rb") as file:
+            while line := file.readline(_MAX_LINE_BYTES):
+                event = _opened_source(line)
+                if event is not None:
+                    opened[event.source, event.prefix] = event
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    opened: dict[tuple[str, str], SourceOpened] = {}
-    for line in data.split(b"\n"):
-        if b'"SourceOpened"' not in line:
-            continue
-        try:
-            record = json.loads(line.decode(errors="replace"))
-        except (ValueError, RecursionError):
-            continue
-        event = event_of_record(record) if isinstance(record, dict) else None
-        if isinstance(event, SourceOpened):
-            opened[event.source, event.prefix] = event
     return list(opened.values())
+
+
+def _opened_source(line: bytes) -> SourceOpened | None:
+    """The event in a line, where it is one of a source; lines that are damaged are none."""
+    if b'"SourceOpened"' not in line:
+        return None
+    try:
+        record = json.loads(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    event = event_of_record(record) if isinstance(record, dict) else None
+    return event if isinstance(event, SourceOpened) else None
 
 
 def _address_of(opened: SourceOpened) -> str:

@@ -5,9 +5,12 @@ Of a fisheye the middle of the view, of a sphere six views.
 
 from __future__ import annotations
 
+import csv
 import shutil
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.exports.images import IMAGES
@@ -15,6 +18,8 @@ from adapters.exports.job import ExportJob
 from adapters.exports.masks import MASKS, has_masks, read_mask, write_mask
 from adapters.exports.perspective_views import has_spherical_images, split_spherical_images
 from adapters.run_files import read_model
+from engine.output.files import write_atomically
+from engine.output.flat_names import IMAGE_NAMES, table_of
 
 if TYPE_CHECKING:
     import pycolmap
@@ -35,7 +40,7 @@ def write_undistorted(job: ExportJob) -> pycolmap.Reconstruction:
     Raises:
         SnapshotError: an image or mask cannot be read or written.
         OSError: likewise.
-        ExportCancelled: the export was cancelled.
+        ExportCancelledError: the export was cancelled.
     """
     import pycolmap
 
@@ -43,7 +48,9 @@ def write_undistorted(job: ExportJob) -> pycolmap.Reconstruction:
 
     views = job.to / _VIEWS
     if has_spherical_images(job.reconstruction):
-        job = replace(job, reconstruction=split_spherical_images(job, views), run=views)
+        split, names_of_views = split_spherical_images(job, views)
+        _name_views(job.to / IMAGE_NAMES, names_of_views)
+        job = replace(job, reconstruction=split, run=views)
     pinholes = {i: pinhole_of(camera) for i, camera in job.reconstruction.cameras.items()}
     _write_images(job, pinholes)
     undistorted = pycolmap.Reconstruction(job.reconstruction)
@@ -54,6 +61,16 @@ def write_undistorted(job: ExportJob) -> pycolmap.Reconstruction:
     undistorted = read_model(model)  # pycolmap does not notice a full disk
     shutil.rmtree(views, ignore_errors=True)
     return undistorted
+
+
+def _name_views(path: Path, names: Mapping[str, Sequence[str]]) -> None:
+    """Names views in the place of the image that they are of, in the table of images."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    named = [[name, *rest] for image, *rest in rows for name in names.get(image, [image])]
+    write_atomically(path, table_of(header, named))
 
 
 def _write_images(job: ExportJob, pinholes: dict[int, pycolmap.Camera]) -> None:
@@ -90,4 +107,4 @@ def _write_image(job: ExportJob, name: str, warp: PinholeWarp, *, is_masked: boo
     if is_masked:
         mask_name = f"{name}.png"
         mask = read_mask(job.run / MASKS / mask_name, warp.original)
-        write_mask(warp.mask(mask > 0), job.to / MASKS / mask_name)
+        write_mask(warp.mask(mask), job.to / MASKS / mask_name)

@@ -7,7 +7,6 @@ decompression bomb nor a half-written file reaches a decoder.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,20 +18,19 @@ from adapters.images.exif import Exif, read_exif, tiff_image_size, upright
 from adapters.images.heif import PACKAGE, OpenedHeif, is_heif, is_heif_available, open_heif
 from adapters.install_advice import how_to_install_packages
 from engine.config import SourcesConfig
+from engine.jpeg_segments import SCAN_MARKER, has_end_of_image, jpeg_segments
 from engine.types import DropReason, Uint8Array
 
 # Start-of-frame markers of JPEG (ITU-T T.81, table B.1); C4, C8 and CC are no frames.
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PLAIN_FRAME_MARKERS = {0xC0, 0xC1, 0xC2}  # baseline, extended and progressive Huffman coding
-_BARE_MARKERS = frozenset(range(0xD0, 0xD9)) | {0x01}  # carry no length
-_SCAN_MARKER, _APP1_MARKER = 0xDA, 0xE1
+_APP1_MARKER = 0xE1
 _MAX_XMP_BYTES = 256 * 1024  # of a JPEG; a writer makes one segment, of 64 kB at most
 _XMP_MARKER = b"http://ns.adobe.com/xap/1.0/\0"
 # Google's photo sphere metadata, as an attribute or an element.
 _SPHERICAL_XMP = re.compile(
     rb"GPano:ProjectionType\s*(=\s*[\"']|>)\s*equirectangular", re.IGNORECASE
 )
-_END_OF_IMAGE = b"\xff\xd9"
 _XMP_START, _XMP_END = b"<x:xmpmeta", b"</x:xmpmeta>"
 
 # Of images deeper than 8 bits: one whose brightest pixels are darker than this share of the full
@@ -84,9 +82,7 @@ def decode_image(data: bytes, *, config: SourcesConfig) -> DecodedImage | Refuse
 
     Grey and palette images become RGB, alpha is left out. Deeper values are divided by their full
     range (257 for 16 bits), or stretched where they take up little of it. A JPEG must reach its end
-    marker: decoders fill what is missing with grey and say nothing. (In the entropy-coded data
-    after the first scan header a byte FF is never followed by D9, so the first such pair ends the
-    image; a thumbnail's end marker lies before, what lies after is ignored.)
+    marker: decoders fill what is missing with grey and say nothing.
     """
     if is_heif(data) and not is_heif_available():
         return _unreadable(f"HEIF needs {PACKAGE}: {how_to_install_packages(PACKAGE)}")
@@ -202,7 +198,7 @@ def _full_range(kind: np.dtype[Any], brightest: float) -> float:
 
 def _jpeg_header(data: bytes) -> ImageHeader | None:
     frame, exif_block, xmp, is_plain = b"", b"", b"", False
-    for marker, start, segment in _jpeg_segments(data):
+    for marker, start, segment in jpeg_segments(data):
         if marker in _FRAME_MARKERS:
             frame, is_plain = segment, marker in _PLAIN_FRAME_MARKERS
         elif marker == _APP1_MARKER and segment.startswith(b"Exif\0\0") and not exif_block:
@@ -211,31 +207,16 @@ def _jpeg_header(data: bytes) -> ImageHeader | None:
             marker == _APP1_MARKER and segment.startswith(_XMP_MARKER) and len(xmp) < _MAX_XMP_BYTES
         ):
             xmp += segment.removeprefix(_XMP_MARKER)
-        elif marker == _SCAN_MARKER and len(frame) >= 6:
+        elif marker == SCAN_MARKER and len(frame) >= 6:
             return ImageHeader(
                 width=int.from_bytes(frame[3:5], "big"),
                 height=int.from_bytes(frame[1:3], "big"),
                 exif_block=exif_block,
-                is_complete=data.find(_END_OF_IMAGE, start) >= 0,
+                is_complete=has_end_of_image(data, start),
                 is_plain_jpeg=is_plain and frame[0] == 8 and frame[5] in {1, 3},
                 xmp=xmp,
             )
     return None
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Marker, where its payload starts, and the payload, up to the first scan."""
-    place = data.find(b"\xff", 2)
-    while 0 <= place < len(data) - 3:
-        marker = data[place + 1]
-        if marker in _BARE_MARKERS or marker in {0x00, 0xFF}:  # stuffing and fill bytes
-            place = data.find(b"\xff", place + (1 if marker == 0xFF else 2))
-            continue
-        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-        yield marker, place + 4, data[place + 4 : end]
-        if marker == _SCAN_MARKER:
-            return
-        place = data.find(b"\xff", end)
 
 
 def _png_header(data: bytes) -> ImageHeader | None:

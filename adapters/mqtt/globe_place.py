@@ -13,7 +13,7 @@ from engine.types import Float64Array, freeze_field
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GlobePlace:
-    """The place of the main map, as an event told it."""
+    """The place of the main map, from an event."""
 
     enu_from_map: Float64Array  # (3, 4) similarity, m
     latitude_deg: float  # of the origin
@@ -25,7 +25,7 @@ class GlobePlace:
 
     @classmethod
     def of(cls, event: Georeferenced) -> GlobePlace | None:
-        """The place that an event tells; None: it tells none."""
+        """The place that an event holds; None: it holds none."""
         if len(event.enu_from_map) != 12:
             return None
         return cls(

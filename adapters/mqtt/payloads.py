@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from adapters.mqtt.telemetry import (
+    MAX_KEYS,
     Position,
     read_json,
     read_number,
@@ -109,10 +111,11 @@ def _metadata(record: Mapping[str, object]) -> Metadata:
 
 def _image_text(record: Mapping[str, object]) -> bytes | None:
     """The text of an object that is an image: by its name, else by how it begins."""
-    texts = {name: value for name, value in record.items() if isinstance(value, str)}
-    named = [texts[name] for name in _IMAGE_NAMES if name in texts]
-    starts = (value for value in texts.values() if _is_image_text(value))
-    found = next(starts, None) if not named else named[0]
+    texts = (record.get(name) for name in _IMAGE_NAMES)
+    named = next((text for text in texts if isinstance(text, str)), None)
+    values = itertools.islice(record.values(), MAX_KEYS)
+    starts = (text for text in values if isinstance(text, str) and _is_image_text(text))
+    found = next(starts, None) if named is None else named
     return None if found is None else found.encode(errors="replace")
 
 

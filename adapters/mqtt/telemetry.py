@@ -6,10 +6,11 @@ A position may lie some objects deep: DJI's Cloud API has it under ``data`` (top
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -46,7 +47,7 @@ _OWN_POSITIONS = {"GLOBAL_POSITION_INT", "GLOBAL_POSITION_INT_COV", "GPS_RAW_INT
 _MESSAGE_NAME = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*")
 _MESSAGE_KEYS = ("mavpackettype", "type", "msgtype", "messagename")
 _DEGREES_PER_UNIT, _METRES_PER_UNIT = 1e-7, 1e-3  # of its integers
-_LARGEST_DEGREES = 1e5  # a larger number is one of its integers: 0.01 degrees or more
+_LARGEST_DEGREES = 1e5  # a larger number is one of its integers, whatever the message: 0.01 degrees
 _FIX_2D = {"2", "GPS_FIX_TYPE_2D_FIX"}
 _FIX_NONE = {"0", "1", "GPS_FIX_TYPE_NO_GPS", "GPS_FIX_TYPE_NO_FIX"}
 
@@ -55,6 +56,7 @@ _ELSEWHERE = re.compile(  # objects that hold the positions of something else, b
 )
 MAX_TELEMETRY_BYTES = 65_536  # of a message of telemetry
 
+MAX_KEYS = 300  # of an object, that are looked at
 _MAX_DEPTH = 4  # of objects in objects
 _MAX_OBJECTS = 200  # that are looked at
 _LOWEST_M, _HIGHEST_M = -1_000.0, 100_000.0
@@ -110,10 +112,11 @@ def read_telemetry(payload: bytes) -> Telemetry | Unreadable:
     record = read_json(payload)
     if record is None:
         return Unreadable.NO_JSON
-    position = _find_position(record)
+    objects = list(_objects(record))
+    position = _find_position(objects)
     if isinstance(position, Unreadable):
         return position
-    times_s = (read_time(each) for _, each in _objects(record))
+    times_s = (_time_of(folded) for _, folded in objects)
     return Telemetry(
         sender_time_s=next((time_s for time_s in times_s if time_s is not None), None),
         position=position,
@@ -131,13 +134,16 @@ def read_json(text: bytes) -> dict[str, object] | None:
 
 def read_position(record: Record) -> Position | None:
     """The position in a record; None without one, or where receivers say that they have none."""
-    position = _find_position(record)
+    position = _find_position(_objects(record))
     return None if isinstance(position, Unreadable) else position
 
 
 def read_time(record: Record) -> float | None:
     """When it was, in s on the sender's clock: from s, ms, us, ns or an ISO 8601 date and time."""
-    folded = _folded(record)
+    return _time_of(_folded(record))
+
+
+def _time_of(folded: Record) -> float | None:
     for name in _TIME:
         time_s = _number(folded.get(name))
         if time_s is not None:
@@ -183,15 +189,15 @@ def _key(key: str) -> str:
     return "".join(char if char.isprintable() else "_" for char in key[:_MAX_KEY_CHARS])
 
 
-def _find_position(record: Record) -> Position | Unreadable:
+def _find_position(objects: Iterable[tuple[int, Record]]) -> Position | Unreadable:
     """The position that lies least deep; of several objects at that depth it must be one."""
     found: list[Position] = []
     why = Unreadable.NO_POSITION
     found_depth = _MAX_DEPTH
-    for depth, each in _objects(record):
+    for depth, folded in objects:
         if depth > found_depth:
             break
-        position = _position_of(_folded(each))
+        position = _position_of(folded)
         if isinstance(position, Position):
             found.append(position)
             found_depth = depth
@@ -203,19 +209,19 @@ def _find_position(record: Record) -> Position | Unreadable:
 
 
 def _objects(record: Record) -> Iterator[tuple[int, Record]]:
-    """The objects in an object, least deep first, but those about something else."""
+    """The objects in an object, folded, least deep first, but those about something else."""
     level: list[Record] = [record]
-    num_objects = 0
+    num_left = _MAX_OBJECTS
     for depth in range(_MAX_DEPTH + 1):
-        for each in level[: _MAX_OBJECTS - num_objects]:
-            yield depth, each
-            num_objects += 1
-        level = [
+        yield from ((depth, _folded(each)) for each in level)
+        num_left -= len(level)
+        inside = (
             value
             for each in level
-            for key, value in each.items()
+            for key, value in itertools.islice(each.items(), MAX_KEYS)
             if isinstance(value, dict) and not _ELSEWHERE.search(key.lower())
-        ]
+        )
+        level = list(itertools.islice(inside, num_left))
 
 
 def _position_of(folded: Record) -> Position | Unreadable:
@@ -235,9 +241,8 @@ def _position_of(folded: Record) -> Position | Unreadable:
     if latitude == longitude == 0.0 or fix_type in _FIX_NONE:
         return Unreadable.NO_FIX
     altitude_m = None if fix_type in _FIX_2D else _first(folded, _ALTITUDE)
-    is_mavlink = bool(message) or "relativealt" in folded or "fixtype" in folded
     is_scaled = latitude.is_integer() and longitude.is_integer()
-    is_scaled &= is_mavlink or max(abs(latitude), abs(longitude)) > _LARGEST_DEGREES
+    is_scaled &= bool(message) or max(abs(latitude), abs(longitude)) > _LARGEST_DEGREES
     if is_scaled:
         latitude, longitude = latitude * _DEGREES_PER_UNIT, longitude * _DEGREES_PER_UNIT
         if altitude_m is not None and altitude_m.is_integer():
@@ -291,9 +296,12 @@ def _first(folded: Record, names: tuple[str, ...]) -> float | None:
 
 
 def _folded(record: Record) -> Record:
-    """A record by names of lower-case letters and digits; of equal ones the first counts."""
+    """A record by names of lower-case letters and digits; of equal ones the first counts.
+
+    Of a very long one only the beginning is read.
+    """
     folded: dict[str, object] = {}
-    for key, value in record.items():
+    for key, value in itertools.islice(record.items(), MAX_KEYS):
         folded.setdefault(_fold(key), value)
     return folded
 

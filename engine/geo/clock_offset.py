@@ -15,7 +15,7 @@ _MAX_POSES = 200
 _MIN_COVERED_RATIO = 0.8  # of the frames, by the track
 _MAX_UNEXPLAINED = 0.2  # of the positions' spread
 _MIN_GAIN = 1.5  # of the best offset over those elsewhere
-_TELLING = 0.005  # a smaller share tells nothing
+_SURE_SHARE = 0.005  # a smaller share decides nothing
 _ELSEWHERE_S = 2.0
 _ELSEWHERE_RATIO = 0.05  # of the time that the frames take
 
@@ -47,7 +47,7 @@ def estimate_clock_offset(
         track_m: (M, 3) east, north, up.
 
     Returns:
-        The offset, or why it cannot be told.
+        The offset, or why it cannot be found.
     """
     if len(times_s) < 4 or len(track_times_s) < 4:
         return "there are too few positions or poses"
@@ -70,7 +70,7 @@ def estimate_clock_offset(
         return f"at no clock offset do they fit the map: {unexplained:.0%} of their spread is left"
     apart_s = max(_ELSEWHERE_S, _ELSEWHERE_RATIO * lasts_s)
     elsewhere = left[np.abs(candidates - offset_s) > apart_s]
-    if elsewhere.size and float(elsewhere.min()) < _MIN_GAIN * max(unexplained, _TELLING):
+    if elsewhere.size and float(elsewhere.min()) < _MIN_GAIN * max(unexplained, _SURE_SHARE):
         other_s = candidates[np.abs(candidates - offset_s) > apart_s][np.argmin(elsewhere)]
         return f"clock offsets of {offset_s:.1f} and {other_s:.1f} s fit the map alike"
     return ClockOffset(offset_s=offset_s, unexplained_ratio=unexplained)

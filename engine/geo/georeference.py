@@ -30,7 +30,7 @@ _MAX_SCALE_STD_RATIO = 0.1
 _MAX_TILT_DEG = 10.0  # of cameras that count as level
 _MIN_ACCURACY_M = 0.02  # smaller accuracies that receivers report do not hold for cameras
 _CLEARLY_BETTER = 1.5  # by which one order of latitude and longitude must fit better
-_TELLING_M = 0.1  # a smaller distance tells nothing of it
+_SURE_M = 0.1  # a smaller distance does not decide between them
 MAX_UPWARDS = 0.3  # of the mean of cameras' y and z axes: level ones and those facing down have -1
 
 
@@ -170,7 +170,7 @@ def better_order(
     if isinstance(one, GeoreferenceRefused):
         return other
     better, worse = sorted((one, other), key=lambda found: (-found.num_inliers, found.rmse_m))
-    limit_m = _CLEARLY_BETTER * max(better.rmse_m, _TELLING_M)
+    limit_m = _CLEARLY_BETTER * max(better.rmse_m, _SURE_M)
     if worse.num_inliers < better.num_inliers or worse.rmse_m > limit_m:
         return better
     return GeoreferenceRefused(

@@ -297,7 +297,11 @@ def _lines(surveyed: Sequence[_Located], fit: ControlFit, rejected: Sequence[str
         lines.append(
             f"the control points disagree by more than surveying and marking account for"
             f" ({fit.expected_m:.2g} m): the map is bent, or a point is wrong"
-            + ("; with five or more points it can be told which" if len(fit.is_used) < 5 else "")
+            + (
+                "; with five or more points the wrong one can be found"
+                if len(fit.is_used) < 5
+                else ""
+            )
         )
     return lines
 

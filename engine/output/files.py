@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp-"  # unfinished work; what a crash leaves under it may be deleted
+_NO_COPY_EITHER = {errno.ENOSPC, errno.EEXIST}
 _KEPT_NAME_CHARS = 40
 _MAX_WAITING_LINES = 20_000  # of a file that cannot be written; older ones are lost
 _CHUNK_BYTES = 1 << 20
@@ -72,6 +75,24 @@ def link_atomically(path: Path, target: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Gives a file a second place: a hard link, or a copy where there is none to be had.
+
+    Systems say in many ways that they have no hard links, or none there.
+
+    Raises:
+        OSError: there is a file in that place, the disk is full, or it can be copied neither.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in _NO_COPY_EITHER:
+            raise
+        shutil.copyfile(source, target)
+        with suppress(OSError):  # times and permissions, as a link has them
+            shutil.copystat(source, target)
 
 
 def flush_to_disk(path: Path) -> None:

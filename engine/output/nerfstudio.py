@@ -36,6 +36,17 @@ _PARAMS = {
 _OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # camera axes: y up, z backward
 
 
+def check_cameras(reconstruction: pycolmap.Reconstruction) -> None:
+    """Checks that nerfstudio has cameras like those of a model.
+
+    Raises:
+        ConfigError: it has none like one of them, or no word for all of them.
+    """
+    _model(reconstruction)
+    for camera in reconstruction.cameras.values():
+        _intrinsics(camera)
+
+
 def transforms_record(
     reconstruction: pycolmap.Reconstruction, *, points_name: str, masks_folder: str
 ) -> dict[str, Any]:

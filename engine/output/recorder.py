@@ -129,7 +129,7 @@ class Recorder:
         self._num_failed_writes += 1
 
     def product_failed(self, name: str, error: Exception) -> None:
-        """Counts a product of the dense map that cannot be written; the run goes on where it is.
+        """Counts a product, which the map does without, that is not on disk; the run goes on.
 
         Args:
             name: of the product, in words that `not_saved` has.

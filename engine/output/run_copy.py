@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from engine.errors import JournalError
-from engine.output.files import link_atomically
+from engine.output.files import link_atomically, link_or_copy
 from engine.output.laid_onto import LAID_ONTO
 from engine.output.run_folder import DENSE_FOLDER, MASKS_FOLDER, RunFolder, delete_former_run
 from engine.output.run_lock import RunLock, refuse_running
@@ -76,8 +75,4 @@ def _link_folder(source: Path, target: Path) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    """Makes a hard link, or a copy where there is none to be had, as on another file system."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(source, target, follow_symlinks=False)
+    link_or_copy(Path(source), Path(target))

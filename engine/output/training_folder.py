@@ -8,28 +8,30 @@
     training/state.json           which files belong to which image and calibration
 
 A version is a whole training set without links to elsewhere, and never changes: a reader that
-resolves ``train`` once sees one state of the map, for as long as eight updates take. One that opens
-file after file by ``train`` itself may open files of two versions.
+resolves ``train`` once sees one state of the map. One that opens file after file by ``train``
+itself may open files of two versions. Versions stay, since each takes little more than its model,
+until all of them take more disk space than they may: then the oldest go, down to eight. Images that
+no version has any more go with them.
 
 Images are undistorted by the calibration of the time. Later the map has another: as long as the
-images are still those of some PINHOLE camera, to a fraction of a pixel, only the parameters of that
-camera follow. Else the lens has changed too much, and the camera begins a new generation: its
-images are written anew, under new names, before a version names them.
+images are still those of some PINHOLE camera, to a pixel and to half a thousandth of their edge,
+only the parameters of that camera follow. Else the lens has changed too much, and the camera begins
+a new generation: its images are written anew, under new names, before a version names them.
 """
 
 from __future__ import annotations
 
-import errno
+import functools
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from engine.errors import ConfigError, JournalError, SnapshotError
@@ -38,6 +40,7 @@ from engine.output.files import (
     TEMPORARY_PREFIX,
     flush_to_disk,
     link_atomically,
+    link_or_copy,
     temporary_sibling,
     write_atomically,
 )
@@ -48,25 +51,35 @@ from engine.output.nerfstudio import TRANSFORMS_NAME, transforms_record
 from engine.output.run_folder import MASKS_FOLDER, TRAIN_LINK, TRAINING_FOLDER
 from engine.output.sparse_ply import write_sparse_ply
 from engine.output.undistortion import (
+    PinholeFit,
     PinholeWarp,
+    fit_pinhole,
     pinhole_of,
+    read_mask,
     undistort_model,
     undistorted_file,
 )
 from engine.regular_files import read_regular_file
-from engine.types import BoolArray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pycolmap
 
+logger = logging.getLogger(__name__)
+
 _STATE = "state.json"
 _IMAGES = "images"
+_POINTS = "sparse/0/points3D.ply"
 _MAX_STATE_BYTES = 2**28
+_MAX_SIZE_RATIO = 4  # of undistorted images to their originals; COLMAP makes them twice as large
 _MAX_SHIFT_RATIO = 1 / 2000  # of the longer edge, that pixels may be off their PINHOLE camera's
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
-_NUM_KEPT = 8  # versions: who reads one has so many updates time
+_MAX_SHIFT_PX = 1.0  # of larger images
+_UNREADABLE = (  # what a damaged state raises
+    *(OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(OverflowError, RecursionError, MemoryError),
+)
+_MIN_KEPT = 8  # versions, however large: who reads one has so many updates time
 _MIN_IMAGES = 2  # of a version
 _NAMES_HEADER = ("image", "frame", "camera_id", "generation")
 
@@ -87,7 +100,8 @@ class _Generation:
     """Images of one camera that were undistorted alike."""
 
     number: int
-    warp: PinholeWarp
+    original: pycolmap.Camera  # with the calibration that they were undistorted by
+    pinhole: pycolmap.Camera  # that they became images of
 
 
 class TrainingFolder:
@@ -96,12 +110,18 @@ class TrainingFolder:
     Args:
         run_path: the run folder.
         jpeg_quality: of images, 1 to 100.
+        keep_bytes: disk space of former versions and their images; the newest eight stay anyhow.
+
+    Raises:
+        JournalError: what a crash left cannot be deleted.
     """
 
-    def __init__(self, run_path: Path, *, jpeg_quality: int) -> None:
+    def __init__(self, run_path: Path, *, jpeg_quality: int, keep_bytes: int) -> None:
         self._run_path = run_path
         self._path = run_path / TRAINING_FOLDER
         self._jpeg_quality = jpeg_quality
+        self._keep_bytes = keep_bytes
+        self._sizes: dict[Path, int] = {}  # of versions, bytes
         self._generations: dict[int, _Generation] = {}  # by camera
         self._mask_stamps: dict[str, str] = {}  # of the masks in the run, by flat name
         self._names = FlatNames()
@@ -118,8 +138,8 @@ class TrainingFolder:
 
         Args:
             snapshot: its folder, which must not be replaced meanwhile.
-            between: is called before each file; what it raises ends the update, and ``train``
-                stays.
+            between: is called before each file and at each other step; what it raises ends the
+                update, and ``train`` stays.
 
         Returns:
             Figures; None where too few images are in the run to train with.
@@ -139,18 +159,26 @@ class TrainingFolder:
             frames = {i: model.image(i).name for i in model.reg_image_ids()}
             pinholes = self._pinholes(model)
             files = {i: self._file_of(model.image(i).camera_id, frames[i]) for i in frames}
-            num_written = self._write_images(model, frames, files, between=between)
-            has_masks = self._write_masks(model, frames, files, between=between)
-            between()
-            undistort_model(model, pinholes)
+            has_masks = self._has_masks(frames)
+            num_written = 0
+            for camera_id in sorted({model.image(i).camera_id for i in frames}):
+                own = {
+                    i: file for i, file in files.items() if model.image(i).camera_id == camera_id
+                }
+                num_written += self._write_images(
+                    self._generations[camera_id], frames, own, has_masks=has_masks, between=between
+                )
+            undistort_model(model, pinholes, between=between)
             for image_id, file in files.items():
                 model.image(image_id).name = file
-            self._version += 1
-            version = self._write_version(model, frames, has_masks=has_masks)
+            between()
             self._write_state()
+            self._version += 1
+            version = self._write_version(model, frames, has_masks=has_masks, between=between)
+            between()
             link_atomically(self._run_path / TRAIN_LINK, f"{TRAINING_FOLDER}/{version.name}")
             flush_to_disk(self._run_path)
-            self._delete_old()
+        self._delete_old(set(files.values()))
         return TrainingFigures(
             version=self._version,
             num_images=len(frames),
@@ -168,13 +196,15 @@ class TrainingFolder:
         for camera_id in sorted(used):
             camera = model.camera(camera_id)
             known = self._generations.get(camera_id)
-            fit = known.warp.fit(camera) if known and _is_same_size(known, camera) else None
-            edge_px = max(camera.width, camera.height)
-            if fit is None or fit.max_error_px > _MAX_SHIFT_RATIO * edge_px:
+            fit = _fit(known, camera) if known and _is_same_size(known, camera) else None
+            if fit is None or fit.max_error_px > _max_shift_px(camera):
                 number = 1 if known is None else known.number + 1
                 pinholes[camera_id] = pinhole_of(camera)
-                warp = PinholeWarp(camera, pinholes[camera_id])
-                self._generations[camera_id] = _Generation(number=number, warp=warp)
+                self._generations[camera_id] = _Generation(
+                    number=number,
+                    original=_copy_of(camera),  # the model changes its own
+                    pinhole=_copy_of(pinholes[camera_id]),
+                )
             else:
                 pinholes[camera_id] = fit.camera
         for camera_id in set(model.cameras) - used:  # of images that are left out
@@ -196,66 +226,80 @@ class TrainingFolder:
             model.deregister_frame(model.image(image_id).frame_id)
         return len(missing)
 
+    def _has_masks(self, frames: Mapping[int, str]) -> bool:
+        """Whether an image has a mask: all have one then, or none, as trainers want."""
+        return any(
+            (self._run_path / MASKS_FOLDER / mask_name(one)).is_file() for one in frames.values()
+        )
+
     def _write_images(
         self,
-        model: pycolmap.Reconstruction,
+        generation: _Generation,
         frames: Mapping[int, str],
         files: Mapping[int, str],
         *,
+        has_masks: bool,
         between: Callable[[], None],
     ) -> int:
+        """Writes the images of a camera that are new, and masks that are new or changed.
+
+        Returns:
+            How many images were written.
+        """
+        # Where pixels come from takes the memory of some images: it is there only while needed.
+        warp = functools.cache(lambda: PinholeWarp(generation.original, generation.pinhole))
         num_written = 0
         for image_id, file in files.items():
             path = self._path / _IMAGES / file
-            if path.exists():
-                continue
-            between()
-            warp = self._generations[model.image(image_id).camera_id].warp
-            source = self._run_path / _IMAGES / frames[image_id]
-            data = undistorted_file(
-                source, warp, suffix=path.suffix, jpeg_quality=self._jpeg_quality
-            )
-            write_atomically(path, data)
-            num_written += 1
+            if not path.exists():
+                between()
+                source = self._run_path / _IMAGES / frames[image_id]
+                data = undistorted_file(
+                    source, warp(), suffix=path.suffix, jpeg_quality=self._jpeg_quality
+                )
+                between()
+                write_atomically(path, data)
+                num_written += 1
+            if has_masks:
+                self._write_mask(file, frames[image_id], warp, between=between)
         return num_written
 
-    def _write_masks(
+    def _write_mask(
         self,
-        model: pycolmap.Reconstruction,
-        frames: Mapping[int, str],
-        files: Mapping[int, str],
+        file: str,
+        frame_name: str,
+        warp: Callable[[], PinholeWarp],
         *,
         between: Callable[[], None],
-    ) -> bool:
-        """Writes masks that are new or changed; all images have one, or none, as trainers want."""
-        sources = {i: self._run_path / MASKS_FOLDER / mask_name(frames[i]) for i in frames}
-        stamps = {i: _stamp(source) for i, source in sources.items()}
-        if not any(stamps.values()):
-            return False
-        (self._path / MASKS_FOLDER).mkdir(exist_ok=True)
-        for image_id, file in files.items():
-            path = self._path / MASKS_FOLDER / mask_name(file)
-            if self._mask_stamps.get(file) == stamps[image_id] and path.exists():
-                continue
-            between()
-            warp = self._generations[model.image(image_id).camera_id].warp
-            mask = _read_mask(sources[image_id], warp.original) if stamps[image_id] else None
-            size = (warp.pinhole.height, warp.pinhole.width)
-            undistorted = np.ones(size, np.bool_) if mask is None else warp.mask(mask)
-            write_atomically(path, encode_mask(undistorted))
-            self._mask_stamps[file] = stamps[image_id]
-        return True
+    ) -> None:
+        source = self._run_path / MASKS_FOLDER / mask_name(frame_name)
+        path = self._path / MASKS_FOLDER / mask_name(file)
+        stamp = _stamp(source)
+        if self._mask_stamps.get(file) == stamp and path.exists():
+            return
+        between()
+        mask = read_mask(source, warp().original) if stamp else None
+        size = (warp().pinhole.height, warp().pinhole.width)
+        undistorted = np.ones(size, np.bool_) if mask is None else warp().mask(mask)
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, encode_mask(undistorted))
+        self._mask_stamps[file] = stamp
 
     # -- versions -------------------------------------------------------------------------------
 
     def _write_version(
-        self, model: pycolmap.Reconstruction, frames: Mapping[int, str], *, has_masks: bool
+        self,
+        model: pycolmap.Reconstruction,
+        frames: Mapping[int, str],
+        *,
+        has_masks: bool,
+        between: Callable[[], None],
     ) -> Path:
         path = self._path / f"{self._version:06d}"
         temporary = temporary_sibling(path)
         masks_folder = MASKS_FOLDER if has_masks else ""
         try:
-            write_trainer_model(temporary, model, masks_folder=masks_folder)
+            _write_trainer_model(temporary, model, masks_folder=masks_folder, between=between)
             rows = [
                 (model.image(i).name, name, camera_id, self._generations[camera_id].number)
                 for i, name in frames.items()
@@ -263,11 +307,14 @@ class TrainingFolder:
             ]
             write_atomically(temporary / IMAGE_NAMES, table_of(_NAMES_HEADER, rows))
             files = [model.image(i).name for i in frames]
-            _link_all(self._path / _IMAGES, files, to=temporary / _IMAGES)
+            _link_all(self._path / _IMAGES, files, to=temporary / _IMAGES, between=between)
             if has_masks:
                 masks = [mask_name(file) for file in files]
-                _link_all(self._path / MASKS_FOLDER, masks, to=temporary / MASKS_FOLDER)
+                _link_all(
+                    self._path / MASKS_FOLDER, masks, to=temporary / MASKS_FOLDER, between=between
+                )
             flush_to_disk(temporary)
+            between()
             temporary.rename(path)
             flush_to_disk(path.parent)
         finally:
@@ -281,11 +328,51 @@ class TrainingFolder:
         found = (one for one in self._path.iterdir() if one.name.isdecimal())
         return sorted(found, key=lambda one: int(one.name))
 
-    def _delete_old(self) -> None:
-        for old in self._versions()[:-_NUM_KEPT]:
-            doomed = temporary_sibling(old)
-            old.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+    def _delete_old(self, files: Set[str]) -> None:
+        """Deletes the oldest versions that are too many, and images that no version has.
+
+        Args:
+            files: the images of the newest version.
+        """
+        try:
+            versions = self._versions()
+            self._sizes = {
+                one: self._sizes[one] if one in self._sizes else _size_of(one)
+                for one in versions[:-1]
+            }
+            num_bytes = sum(self._sizes.values()) + self._delete_unused(files)
+            for old in versions[:-_MIN_KEPT]:
+                if num_bytes <= self._keep_bytes:
+                    break
+                doomed = temporary_sibling(old)
+                old.rename(doomed)
+                shutil.rmtree(doomed)
+                del self._sizes[old]
+                num_bytes = sum(self._sizes.values()) + self._delete_unused(files)
+        except OSError as error:
+            logger.warning(
+                "%s: what is old cannot be deleted: %s", self._path, error.strerror or error
+            )
+
+    def _delete_unused(self, files: Set[str]) -> int:
+        """Deletes images and masks that no version has; returns the bytes of those that are old.
+
+        A version has a link to each of its own, or a copy where there are no links.
+        """
+        num_bytes = 0
+        in_use = {_IMAGES: files, MASKS_FOLDER: {mask_name(file) for file in files}}
+        for folder, names in in_use.items():
+            if not (self._path / folder).is_dir():
+                continue
+            for entry in os.scandir(self._path / folder):
+                if entry.name in names:
+                    continue
+                status = entry.stat(follow_symlinks=False)
+                if status.st_nlink > 1:
+                    num_bytes += status.st_size
+                else:
+                    os.unlink(entry.path)
+        return num_bytes
 
     # -- state ----------------------------------------------------------------------------------
 
@@ -295,8 +382,8 @@ class TrainingFolder:
             "cameras": {
                 str(camera_id): {
                     "generation": one.number,
-                    "original": _camera_record(one.warp.original),
-                    "pinhole": _camera_record(one.warp.pinhole),
+                    "original": _camera_record(one.original),
+                    "pinhole": _camera_record(one.pinhole),
                 }
                 for camera_id, one in self._generations.items()
             },
@@ -306,13 +393,14 @@ class TrainingFolder:
 
     def _load(self) -> None:
         """Goes on with what a run before has written; what no state names is left as it is."""
-        for folder in (
-            self._path,
-            *(self._path / one for one in (_IMAGES, MASKS_FOLDER)),
-        ):
-            for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-                leftover.unlink(missing_ok=True)
+        with _writing(self._path):
+            for folder in (
+                self._path,
+                *(self._path / one for one in (_IMAGES, MASKS_FOLDER)),
+            ):
+                for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                    leftover.unlink(missing_ok=True)
         self._version = max((int(one.name) for one in self._versions()), default=0)
         there = {one.stem for one in (self._path / _IMAGES).glob("*")}
         try:
@@ -323,31 +411,26 @@ class TrainingFolder:
                 int(camera_id): _generation(one) for camera_id, one in record["cameras"].items()
             }
             self._mask_stamps = {str(k): str(stamp) for k, stamp in record["masks"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except _UNREADABLE:
             self._generations, self._mask_stamps, names = {}, {}, {}
         self._names = FlatNames(_without_paths(names), taken=there)
 
 
-def write_trainer_model(
-    folder: Path, model: pycolmap.Reconstruction, *, masks_folder: str, points_name: str = ""
+def _write_trainer_model(
+    folder: Path,
+    model: pycolmap.Reconstruction,
+    *,
+    masks_folder: str,
+    between: Callable[[], None],
 ) -> None:
-    """Writes ``sparse/0`` with ``points3D.ply``, and ``transforms.json``, of PINHOLE images.
-
-    Args:
-        folder: is made.
-        model: of images without folders in their names, in ``images/``.
-        masks_folder: of their masks; "": they have none.
-        points_name: of a PLY file that takes the place of ``points3D.ply``; "": of none.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Writes ``sparse/0`` with ``points3D.ply``, and ``transforms.json``, of PINHOLE images."""
     sparse = folder / "sparse" / "0"
+    between()
     write_model(model, sparse)
-    if not points_name:
-        points_name = "sparse/0/points3D.ply"
-        write_sparse_ply(model, folder / points_name)
-    record = transforms_record(model, points_name=points_name, masks_folder=masks_folder)
+    between()
+    write_sparse_ply(model, folder / _POINTS)
+    between()
+    record = transforms_record(model, points_name=_POINTS, masks_folder=masks_folder)
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / TRANSFORMS_NAME, text.encode())
     flush_to_disk(sparse)
@@ -373,28 +456,42 @@ def _refuse_spherical(model: pycolmap.Reconstruction) -> None:
 
 
 def _is_same_size(known: _Generation, camera: pycolmap.Camera) -> bool:
-    original = known.warp.original
-    return (original.width, original.height) == (camera.width, camera.height)
+    return (known.original.width, known.original.height) == (camera.width, camera.height)
 
 
-def _link_all(folder: Path, names: Iterable[str], *, to: Path) -> None:
+def _max_shift_px(camera: pycolmap.Camera) -> float:
+    return min(_MAX_SHIFT_RATIO * max(camera.width, camera.height), _MAX_SHIFT_PX)
+
+
+def _fit(known: _Generation, camera: pycolmap.Camera) -> PinholeFit:
+    return fit_pinhole(known.original, known.pinhole, camera)
+
+
+def _copy_of(camera: pycolmap.Camera) -> pycolmap.Camera:
+    import pycolmap
+
+    return pycolmap.Camera(camera.todict())
+
+
+def _link_all(folder: Path, names: Iterable[str], *, to: Path, between: Callable[[], None]) -> None:
     """Gives files another place; copies where the file system has no hard links."""
     to.mkdir()
     for name in names:
-        try:
-            os.link(folder / name, to / name)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            shutil.copyfile(folder / name, to / name)
+        between()
+        link_or_copy(folder / name, to / name)
     flush_to_disk(to)
 
 
-def _read_mask(path: Path, camera: pycolmap.Camera) -> BoolArray:
-    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if mask is None or mask.shape != (camera.height, camera.width):
-        raise SnapshotError(f"mask {path.name}: cannot be read, or is not of its image's size")
-    return np.asarray(mask) > 0
+def _size_of(version: Path) -> int:
+    """Bytes of a version, but for images and masks that are links."""
+    num_bytes = 0
+    for folder, _, names in os.walk(version):
+        for name in names:
+            status = Path(folder, name).stat()
+            if status.st_nlink > 1:
+                break  # all of a folder are
+            num_bytes += status.st_size
+    return num_bytes
 
 
 def _stamp(path: Path) -> str:
@@ -419,10 +516,13 @@ def _generation(record: Mapping[str, Any]) -> _Generation:
     """One that was stored.
 
     Raises:
-        ValueError, KeyError, TypeError: it is none.
+        ValueError, KeyError, TypeError, OverflowError: it is none.
     """
     original, pinhole = _camera(record["original"]), _camera(record["pinhole"])
-    return _Generation(number=int(record["generation"]), warp=PinholeWarp(original, pinhole))
+    for size, original_px in ((pinhole.width, original.width), (pinhole.height, original.height)):
+        if not 0 < size <= _MAX_SIZE_RATIO * original_px:
+            raise ValueError("the sizes of the images cannot be")
+    return _Generation(number=int(record["generation"]), original=original, pinhole=pinhole)
 
 
 def _camera(record: Mapping[str, Any]) -> pycolmap.Camera:

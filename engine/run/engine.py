@@ -881,7 +881,7 @@ class Engine:
             wait=self._wait_for_call,
         )
         self._training = TrainingFolderMaking(
-            is_wanted=self._config.snapshots.train,
+            config=self._config.snapshots,
             jpeg_quality=self._config.runtime.keyframe_jpeg_quality,
             thread=self._training_thread,
             faults=self._faults,

@@ -17,6 +17,7 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from typing import Any
 
+from engine.config import SnapshotsConfig
 from engine.errors import ConfigError, HangError, JournalError, PartOffError, SnapshotError
 from engine.events import RunPart
 from engine.output.recorder import Recorder
@@ -41,7 +42,7 @@ class TrainingFolderMaking:
     """Keeps ``train`` up to date with the newest snapshot, on a thread of its own.
 
     Args:
-        is_wanted: whether it does.
+        config: whether it does, and what former versions may take.
         jpeg_quality: of images.
         thread: runs one call at a time.
         faults: takes what breaks.
@@ -54,7 +55,7 @@ class TrainingFolderMaking:
     def __init__(
         self,
         *,
-        is_wanted: bool,
+        config: SnapshotsConfig,
         jpeg_quality: int,
         thread: Executor,
         faults: Faults,
@@ -63,7 +64,8 @@ class TrainingFolderMaking:
         max_call_s: float = MAX_CALL_S,
         wait: Wait = wait_for_call,
     ) -> None:
-        self._is_wanted = is_wanted
+        self._is_wanted = config.train
+        self._keep_bytes = config.train_keep_mb * 1_000_000
         self._jpeg_quality = jpeg_quality
         self._thread = thread
         self._faults = faults
@@ -84,7 +86,8 @@ class TrainingFolderMaking:
         self._figures: TrainingFigures | None = None  # of the newest version
         self._num_updates = 0
         self._num_failed = 0
-        self._has_failed = False  # the last update
+        self._num_passed_over = 0  # snapshots
+        self._has_failed = False  # the last update that could have been made
         self._num_written = 0
 
     # -- the run ----------------------------------------------------------------------------------
@@ -130,9 +133,7 @@ class TrainingFolderMaking:
         return {
             "enabled": self._is_wanted,
             "updates": self._num_updates,
-            "snapshots_passed_over": max(self._num_snapshots - self._num_updates, 0)
-            if self._is_wanted
-            else 0,
+            "snapshots_passed_over": self._num_passed_over,
             "failed": self._num_failed,
             "images": 0 if newest is None else newest.num_images,
             "images_written": self._num_written,
@@ -151,8 +152,10 @@ class TrainingFolderMaking:
 
     async def _update(self) -> None:
         """Follows the newest snapshot; what it raises is reported and counted."""
-        self._num_done, self._has_failed = self._num_snapshots, False
+        self._num_passed_over += max(self._num_snapshots - self._num_done - 1, 0)
+        self._num_done = self._num_snapshots
         if self._stopped.is_set():
+            self._num_passed_over += 1
             return
         try:
             if self._recorder.is_space_low:
@@ -160,23 +163,26 @@ class TrainingFolderMaking:
             update = functools.partial(self._guard.call, self._updated)
             figures = await run_in(self._thread, update)
         except (_StoppedError, PartOffError) as error:
+            self._num_passed_over += 1
             logger.debug("%s: %s", TRAIN, error)
         except (ConfigError, JournalError, SnapshotError) as error:
             await self._failed(error)
         except Exception as error:  # the task boundary: the run goes on without this update
-            self._num_failed += 1
-            self._has_failed = True
             self._faults.report(RunPart.TRAINING, error, consequence=f"{TRAIN} stays as it was")
+            await self._failed(error)
         else:
             await self._take(figures)
 
     async def _take(self, figures: TrainingFigures | None) -> None:
+        if figures is None:  # too few images: what failed before is as it was
+            self._num_passed_over += 1
+            return
+        self._has_failed = False
+        self._figures = figures
+        self._num_updates += 1
+        self._num_written += figures.num_written
         written = functools.partial(self._recorder.product_written, TRAIN)
         await self._writer.schedule(written)
-        if figures is not None:
-            self._figures = figures
-            self._num_updates += 1
-            self._num_written += figures.num_written
 
     async def _failed(self, error: Exception) -> None:
         self._num_failed += 1
@@ -190,7 +196,9 @@ class TrainingFolderMaking:
         self._step()
         run_path = self._recorder.path
         if self._folder is None or self._folder.run_path != run_path:
-            self._folder = TrainingFolder(run_path, jpeg_quality=self._jpeg_quality)
+            self._folder = TrainingFolder(
+                run_path, jpeg_quality=self._jpeg_quality, keep_bytes=self._keep_bytes
+            )
         try:
             snapshot = (run_path / "latest").resolve(strict=True)
         except OSError as error:

@@ -339,6 +339,21 @@ def test_the_command_takes_positions_or_ground_control(
     assert "scale bar G1 to G5" in laid.output
 
 
+def test_a_clock_offset_is_refused_beside_ground_control(tmp_path: Path) -> None:
+    command = ["georeference", str(tmp_path), "--gcp", "g.txt", "--clock-offset", "3"]
+    refused = CliRunner().invoke(cli.app, command)
+    assert refused.exit_code == cli.REFUSED
+    assert "--clock-offset: goes with --positions" in refused.output
+
+
+@pytest.mark.parametrize("command", ["run", "georeference"])
+def test_a_second_scale_bar_is_refused(tmp_path: Path, command: str) -> None:
+    bars = ["--scale-bar", "A", "B", "1", "--scale-bar", "C", "D", "2"]
+    refused = CliRunner().invoke(cli.app, [command, str(tmp_path), *bars])
+    assert refused.exit_code == cli.REFUSED
+    assert "only one can be given" in refused.output
+
+
 @pytest.mark.slow
 def test_a_run_whose_control_points_do_not_fit_keeps_its_map_and_says_so(
     run: Path, world: SyntheticWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]

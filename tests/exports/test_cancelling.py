@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapters.exports.export import ExportFormat, export
-from adapters.exports.job import ExportCancelled, Progress
+from adapters.exports.job import ExportCancelledError, Progress
 from adapters.exports.terminal import cancelled_by_signals, progress_shown
 from engine.errors import SnapshotError
 from tests.support.placed_runs import make_placed_run
@@ -56,7 +56,7 @@ def test_a_cancelled_export_leaves_nothing_wherever_it_was(
     times = asked
     for number in {1, max(1, times // 2), times}:
         asked = 0
-        with pytest.raises(ExportCancelled, match="nothing is left of it"):
+        with pytest.raises(ExportCancelledError, match="nothing is left of it"):
             export(run, tmp_path / "out", formats=[kind], is_cancelled=cancelled_at(number))
         assert {path.name for path in tmp_path.iterdir()} == {"run", "whole"}
 
@@ -71,7 +71,7 @@ def test_a_signal_cancels_an_export_and_what_it_did_before_is_done_again(
         if progress.done == 2:
             os.kill(os.getpid(), number)
 
-    with cancelled_by_signals() as is_cancelled, pytest.raises(ExportCancelled):
+    with cancelled_by_signals() as is_cancelled, pytest.raises(ExportCancelledError):
         export(
             run,
             tmp_path / "out",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -9,12 +11,15 @@ import numpy as np
 import pycolmap
 import pytest
 
+import adapters.exports.dense as dense_module
 from adapters.exports.export import ExportFormat, export
+from adapters.exports.job import Progress
 from engine.dense_types import DensePoints, KeyframePoses
 from engine.errors import ConfigError, SnapshotError
 from engine.geometry import pose_in_other_world, rotation_from_quat_xyzw
 from engine.output.dense_ply import camera_comments, write_dense_ply
 from engine.types import Float64Array, Uint8Array
+from tests.support.placed_runs import make_placed_run
 
 WIDTH, HEIGHT = 320, 240
 # Formats of any map, whatever its cameras and its place.
@@ -257,8 +262,10 @@ def test_transforms_json_follows_the_undistorted_images(run: Path, tmp_path: Pat
 
 def test_a_camera_nerfstudio_does_not_know_is_refused_unless_undistorted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", make_model(model="FOV"))
+    copied: list[Progress] = []
     with pytest.raises(ConfigError, match="FOV"):
-        export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO])
+        export(run, tmp_path / "out", formats=[ExportFormat.NERFSTUDIO], progress=copied.append)
+    assert not copied
     assert not (tmp_path / "out").exists()
     formats = [ExportFormat.NERFSTUDIO, ExportFormat.UNDISTORT]
     assert export(run, tmp_path / "out", formats=formats).num_images == 4
@@ -365,6 +372,38 @@ def test_a_spherical_image_becomes_six_pinhole_views_of_the_same_world(tmp_path:
     assert share["front"] == share["back"] == pytest.approx(0.5, abs=0.03)
     assert len((done.path / "trajectory_keyframes.txt").read_text().splitlines()) == 1 + 4
     assert json.loads((done.path / "transforms.json").read_text())["camera_model"] == "OPENCV"
+
+
+def rename_image(run: Path, name: str, to: str) -> None:
+    sparse = run / "latest" / "sparse" / "0"
+    model = pycolmap.Reconstruction(sparse)
+    image = model.find_image_with_name(name)
+    assert image is not None
+    image.name = to
+    model.write_binary(sparse)
+    (run / "images" / to).parent.mkdir(parents=True, exist_ok=True)
+    (run / "images" / name).rename(run / "images" / to)
+
+
+def test_views_of_spherical_images_are_named_in_the_table_and_never_as_other_images(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    make_placed_run(run, models=["EQUIRECTANGULAR", "PINHOLE"], num_images=4)
+    by_camera: dict[int, list[str]] = {}
+    for image in pycolmap.Reconstruction(run / "latest" / "sparse" / "0").images.values():
+        by_camera.setdefault(image.camera_id, []).append(image.name)
+    sphere, other = Path(min(by_camera[1])), min(by_camera[2])
+    renamed = str(sphere.with_name(f"{sphere.stem}_front{sphere.suffix}"))
+    rename_image(run, other, renamed)
+    done = export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    with (done.path / "image_names.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    files = {path.name for path in (done.path / "images").iterdir()}
+    assert len(rows) == len(files) == done.num_images == 2 * 6 + 2
+    assert {row["image"] for row in rows} == files
+    assert [row["frame"] for row in rows].count(str(sphere)) == 6
+    assert [row["frame"] for row in rows].count(renamed) == 1
 
 
 def test_points_are_written_as_ply(run: Path, tmp_path: Path) -> None:
@@ -484,6 +523,20 @@ def test_another_map_is_written_when_asked_for_and_named_when_left_out(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("has_record", [True, False])
+def test_another_map_that_is_damaged_costs_no_export(
+    run: Path, tmp_path: Path, has_record: bool
+) -> None:
+    (run / "latest" / "sparse" / "1").mkdir()
+    (run / "latest" / "sparse" / "1" / "images.bin").write_bytes(b"junk")
+    if has_record:
+        models = [{"is_georeferenced": False, "num_registered": number} for number in (4, 3)]
+        (run / "latest" / "snapshot.json").write_text(json.dumps({"models": models}))
+    done = export(run, tmp_path / "out", formats=[ExportFormat.PLY])
+    assert done.left_out == ({1: 3} if has_record else {})
+    assert has_record or any("not a whole COLMAP model" in note for note in done.notes)
+
+
 def test_a_target_that_holds_something_is_refused_and_left_alone(run: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
@@ -520,11 +573,65 @@ def test_a_missing_image_is_an_error_and_leaves_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
+def test_what_fails_leaves_no_folders_that_it_made(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (run / "images" / "left" / "000002.png").unlink()
+    with pytest.raises(SnapshotError):
+        export(run, tmp_path / "mine" / "a" / "b" / "out", formats=[ExportFormat.UNDISTORT])
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_an_error_of_reading_names_the_file_of_the_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(errno.EIO, "broken", str(source))
+
+    monkeypatch.setattr(shutil, "copyfile", refused)
+    with pytest.raises(SnapshotError, match=r"trajectory\.txt: cannot be read: broken"):
+        export(run, tmp_path / "out", formats=[ExportFormat.TUM])
+
+
+def test_dense_points_that_cannot_be_read_are_an_error_in_a_sentence(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> None:
+        raise OSError(errno.EIO, "broken", str(path))
+
+    monkeypatch.setattr(dense_module, "read_dense_ply_header", refused)
+    with pytest.raises(ConfigError, match=r"dense\.ply: cannot be read: broken"):
+        export(run, tmp_path / "out", formats=[ExportFormat.DENSE])
+
+
 def test_an_unreadable_image_is_an_error_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
     (run / "images" / "left" / "000002.png").write_bytes(b"no image")
     with pytest.raises(SnapshotError, match=r"the image left/000002\.png cannot be read"):
         export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_what_is_beside_an_image_shows_nowhere_in_the_undistorted_one(
+    run: Path, tmp_path: Path
+) -> None:
+    for path in (run / "images" / "left").iterdir():
+        cv2.imwrite(str(path), np.full((HEIGHT, WIDTH, 3), 200, np.uint8))
+    done = export(run, tmp_path / "out", formats=[ExportFormat.UNDISTORT])
+    for path in (done.path / "images").iterdir():
+        picture = cv2.imread(str(path))
+        assert picture is not None and (picture == 200).all()
+
+
+@pytest.mark.parametrize("format_", [ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO])
+def test_an_image_that_is_cut_short_is_an_error_and_no_grey(
+    tmp_path: Path, format_: ExportFormat
+) -> None:
+    run = tmp_path / "run"
+    make_placed_run(run, suffix=".jpg")
+    path = min((run / "images").rglob("*.jpg"))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(SnapshotError, match=f"{path.name} is cut short"):
+        export(run, tmp_path / "out", formats=[format_])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_model_is_an_error(run: Path, tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pycolmap
 import pytest
 
+import adapters.exports.frames as frames_module
 from adapters.exports.export import Export, ExportFormat, export
-from adapters.exports.job import ExportCancelled
+from adapters.exports.job import ExportCancelledError
+from adapters.exports.source_frames import SourceFrame, read_frames
 from engine.errors import ConfigError
 from engine.types import Uint8Array
 from tests.support.plane_runs import PlaneRun, frame_name, make_plane_run, write_opened
@@ -117,8 +120,49 @@ def test_the_sharpest_are_sharp_and_spread_over_the_way(tmp_path: Path) -> None:
     assert kinds in ({"tracked"}, {"tracked", "keyframe"})
 
 
-def test_keyframes_alone_need_no_source(plane: PlaneRun, tmp_path: Path) -> None:
-    done = exported(plane, tmp_path / "out", "keyframes", source="/nowhere")
+def test_frames_that_have_a_pose_in_another_map_or_none_are_counted(tmp_path: Path) -> None:
+    plane = make_plane_run(tmp_path)
+    with (plane.path / "frames.csv").open() as file:
+        *others, last = csv.DictReader(file)
+    with (plane.path / "frames.csv").open("w") as file:
+        writer = csv.DictWriter(file, list(last))
+        writer.writeheader()
+        writer.writerows([*others, last])
+        for pose, number in (("tracked", "1"), ("tracked", "1"), ("keyframe", "1"), ("none", "")):
+            writer.writerow(last | {"name": "other.jpg", "pose": pose, "map": number})
+        writer.writerow(last | {"status": "dropped_blurred", "pose": "none", "map": ""})
+    done = exported(plane, tmp_path / "out", "all")
+    assert any("2 in_another_map, 1 without_a_pose" in note for note in done.notes)
+
+
+def test_a_frame_that_the_source_does_not_give_twice_is_counted(
+    plane: PlaneRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_readings = 0
+    whats: list[str] = []
+
+    def forgetting(*arguments: Any, **options: Any) -> Iterator[SourceFrame]:
+        nonlocal num_readings
+        num_readings += 1
+        frames = read_frames(*arguments, **options)
+        return (one for one in frames if num_readings == 1 or one.name == frame_name(0))
+
+    monkeypatch.setattr(frames_module, "read_frames", forgetting)
+    done = exported(
+        plane, tmp_path / "out", "sharpest:8", progress=lambda one: whats.append(one.what)
+    )
+    assert num_readings == 2 and done.num_images < 8
+    assert any(f"{8 - done.num_images} not_in_source" in note for note in done.notes)
+    assert "keyframes compared" in whats
+
+
+def test_keyframes_alone_need_no_source(
+    plane: PlaneRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(frames_module, "find_sources")
+    with pytest.raises(ConfigError, match="--source says where frames between keyframes are"):
+        exported(plane, tmp_path / "out", "keyframes", source="/nowhere")
+    done = exported(plane, tmp_path / "out", "keyframes")
     assert [int(row["frame"][:6]) for row in table(done.path)] == plane.keyframes
     assert {row["kind"] for row in table(done.path)} == {"keyframe"}
 
@@ -205,7 +249,7 @@ def test_cancelling_while_frames_are_read_leaves_nothing(plane: PlaneRun, tmp_pa
 
         return is_cancelled
 
-    with pytest.raises(ExportCancelled):
+    with pytest.raises(ExportCancelledError):
         exported(plane, tmp_path / "out", "all", is_cancelled=cancelled_after(9))
     assert not list(tmp_path.iterdir())
 

@@ -308,6 +308,23 @@ def test_metashape_cameras_project_ground_coordinates_onto_their_keypoints(
         assert np.abs(seen[:, 0] + 0.5 - keypoints).max() < 0.1
 
 
+@pytest.mark.parametrize("longitude_deg", [-91.9942, 179.9])
+@pytest.mark.parametrize("asked", ["EPSG:4326", None])
+def test_metashape_cameras_lie_where_they_are_to_a_millimetre(
+    tmp_path: Path, longitude_deg: float, asked: str | None
+) -> None:
+    origin = Origin(latitude_deg=-17.8, longitude_deg=longitude_deg, altitude_m=20.0)
+    truth = make_placed_run(tmp_path / "run", origin=origin)
+    done = export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat.METASHAPE], crs=asked)
+    head, _, *lines = (done.path / "metashape" / "cameras.csv").read_text().splitlines()
+    to_globe = pyproj.Transformer.from_crs(head[2:].partition(";")[0], "EPSG:4979", always_xy=True)
+    centers = {flat(one.name): one.projection_center() for one in truth.images.values()}
+    for line in lines:
+        label, x, y, z, *_ = line.split(",")
+        [found] = enu_of(origin, np.array([to_globe.transform(float(x), float(y), float(z))]))
+        np.testing.assert_allclose(found, centers[label], rtol=0, atol=0.001)
+
+
 def globe_of(origin: Origin, places: Float64Array) -> Float64Array:
     """Longitude, latitude and altitude (P, 3) of places east, north, up of an origin."""
     pipeline = pyproj.Transformer.from_pipeline(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -124,3 +126,16 @@ def test_the_sharpest_near_each_view_is_taken_and_no_view_is_lost() -> None:
 def test_all_are_taken_where_there_are_no_more_and_equal_places_count_once() -> None:
     assert choose_sharpest([pose(0.0)] * 3, np.zeros(3), depth_map=1.0, number=5) == [0, 1, 2]
     assert len(choose_sharpest([pose(0.0)] * 9, np.zeros(9), depth_map=1.0, number=5)) == 1
+
+
+def test_thousands_of_views_take_little_memory() -> None:
+    rng = np.random.default_rng(0)
+    poses = [np.column_stack([np.eye(3), center]) for center in rng.normal(size=(2000, 3))]
+    tracemalloc.start()
+    try:
+        chosen = choose_sharpest(poses, rng.normal(size=2000), depth_map=1.0, number=400)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(chosen) == 400
+    assert peak_bytes < 5e6

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,11 @@ import pycolmap
 import pyproj
 import pytest
 
+import adapters.exports.export as export_module
 from adapters.exports.export import ExportFormat, export
+from adapters.run_files import read_model
 from engine.errors import AdapterUnavailableError, ConfigError
+from engine.output.files import link_atomically
 from engine.types import Float64Array
 from tests.support.globe_readers import (
     KML,
@@ -81,6 +85,25 @@ def test_laspy_reads_points_where_they_are_to_a_millimetre(
     np.testing.assert_array_equal(rgb, colors.astype(np.uint16) * 257)
     assert set(np.asarray(las.return_number)) == set(np.asarray(las.number_of_returns)) == {1}
     np.testing.assert_allclose(las.header.mins, las.xyz.min(axis=0), atol=1e-6)
+
+
+def test_a_map_has_the_place_of_its_own_snapshot_whatever_the_run_writes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    make_placed_run(run, origin=None)
+    make_placed_run(tmp_path / "placed")
+
+    def read_and_go_on(folder: Path) -> pycolmap.Reconstruction:
+        model = read_model(folder)
+        shutil.copytree(tmp_path / "placed" / "latest", run / "snapshots" / "000002")
+        link_atomically(run / "latest", "snapshots/000002")
+        return model
+
+    monkeypatch.setattr(export_module, "read_model", read_and_go_on)
+    with pytest.raises(ConfigError, match="needs a map with a place on the globe"):
+        export(run, tmp_path / "out", formats=[ExportFormat.LAS])
+    assert (run / "latest").resolve().name == "000002"
 
 
 def test_dense_points_are_written_beside_the_others(run: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_check_points_bend_nothing() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num", "wrong"), [(5, [4]), (6, [0]), (8, [1, 5]), (20, [3, 9, 12, 17])])
-def test_wrong_points_are_told_from_the_others(num: int, wrong: list[int]) -> None:
+def test_wrong_points_are_found_among_the_others(num: int, wrong: list[int]) -> None:
     for seed in range(8):
         rng = np.random.default_rng(seed)
         offsets_m = {row: 1.5 * _unit(rng.normal(size=3)) for row in wrong}
@@ -153,6 +153,18 @@ def test_points_without_height_count_horizontally() -> None:
     assert np.isnan(fit.errors_m[[1, 2], 2]).all()
     assert np.isfinite(np.delete(fit.errors_m, [1, 2], axis=0)).all()
     assert np.abs(fit.errors_m[:, :2]).max() < 0.2
+
+
+def test_as_many_points_without_height_as_with_one_are_no_line() -> None:
+    for seed in range(6):
+        fit = laid(points_of(ground(6, seed=seed), seed=seed, flat=range(3)))
+        assert fit.is_used.all()
+        assert fit.georeference.rmse_m < 0.15
+
+
+def test_a_wrong_point_is_found_among_points_of_which_half_lack_heights() -> None:
+    fit = laid(points_of(ground(10), flat=range(5), wrong_m={7: (2.0, 2.0, 0.0)}))
+    assert wrong_ones(fit) == [7]
 
 
 def test_points_on_both_sides_of_the_date_line_lie_together() -> None:
@@ -197,6 +209,18 @@ def test_a_map_of_another_place_contradicts_its_points() -> None:
     found = laid_or_why(mixed)
     assert isinstance(found, str)
     assert "contradict the map" in found
+
+
+def test_a_point_far_off_among_four_is_a_contradiction_and_no_line() -> None:
+    found = laid_or_why(points_of(ground(4), wrong_m={0: (9.0, 0.0, 0.0)}))
+    assert isinstance(found, str)
+    assert "contradict the map" in found
+
+
+def test_points_at_one_place_are_refused_as_such() -> None:
+    found = laid_or_why(points_of(np.zeros((4, 3)), noise=0.0))
+    assert isinstance(found, str)
+    assert "all one" in found
 
 
 def test_a_map_that_would_lie_upside_down_is_refused() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from adapters.mqtt import payloads
+from adapters.mqtt import telemetry as telemetry_module
 from adapters.mqtt.payloads import Metadata, PayloadKind, Unwrapped, kind_of, unwrap
 from adapters.mqtt.telemetry import (
     Telemetry,
@@ -106,10 +109,10 @@ def test_text_in_place_of_an_image_is_never_opened(
     assert isinstance(unwrap(json.dumps({"image": str(path)}).encode(), {}), str)
 
 
-# -- what is told beside the image ----------------------------------------------------------------
+# -- what comes beside the image -----------------------------------------------------------------
 
 
-def test_an_envelope_may_tell_time_position_and_focal_length() -> None:
+def test_an_envelope_may_hold_time_position_and_focal_length() -> None:
     metadata = unwrapped(
         envelope(t_capture=1_790_000_000_500, lat=47.5, lon=8.25, alt=410, accuracy=3, focal_px=90)
     ).metadata
@@ -121,7 +124,7 @@ def test_an_envelope_may_tell_time_position_and_focal_length() -> None:
     )
 
 
-def test_user_properties_tell_the_same_of_a_bare_image_and_an_envelope_wins() -> None:
+def test_user_properties_hold_the_same_of_a_bare_image_and_an_envelope_wins() -> None:
     properties = {"t_capture": "12.5", "lat": "1", "lon": "2", "alt": "3", "focal_px": "80"}
     metadata = unwrapped(JPEG, **properties).metadata
     assert (metadata.sender_time_s, metadata.focal_px) == (12.5, 80.0)
@@ -148,13 +151,13 @@ def test_user_properties_tell_the_same_of_a_bare_image_and_an_envelope_wins() ->
         {"lat": "47"},
     ],
 )
-def test_values_that_cannot_be_are_as_if_they_were_not_told(values: dict[str, str]) -> None:
+def test_values_that_cannot_be_are_as_if_they_were_not_there(values: dict[str, str]) -> None:
     assert unwrapped(JPEG, **values).metadata == Metadata()
     assert unwrapped(envelope(**values)).metadata == Metadata()
 
 
 @pytest.mark.parametrize(
-    ("told", "time_s"),
+    ("sent", "time_s"),
     [
         (1_790_000_000, 1.79e9),
         (1_790_000_000.25, 1_790_000_000.25),
@@ -171,8 +174,8 @@ def test_values_that_cannot_be_are_as_if_they_were_not_told(values: dict[str, st
         ("2026-13-45", None),
     ],
 )
-def test_times_are_read_in_any_unit(told: object, time_s: float | None) -> None:
-    assert read_time({"timestamp": told}) == pytest.approx(time_s)
+def test_times_are_read_in_any_unit(sent: object, time_s: float | None) -> None:
+    assert read_time({"timestamp": sent}) == pytest.approx(time_s)
 
 
 # -- telemetry ------------------------------------------------------------------------------------
@@ -270,10 +273,17 @@ def test_mavlink_counts_in_ten_millionths_of_degrees_and_millimetres(record: obj
     assert position.altitude_m == pytest.approx(458.5)
 
 
-def test_mavlink_near_zero_is_scaled_where_its_fields_say_what_it_is() -> None:
-    position = telemetry_of({**GLOBAL_POSITION, "lat": 50, "lon": 90}).position
+def test_mavlink_near_zero_is_scaled_where_its_name_says_what_it_is() -> None:
+    message = {"mavpackettype": "GLOBAL_POSITION_INT", **GLOBAL_POSITION}
+    position = telemetry_of({**message, "lat": 50, "lon": 90}).position
     assert position.latitude_deg == pytest.approx(5e-6)
     assert position.longitude_deg == pytest.approx(9e-6)
+
+
+@pytest.mark.parametrize("field", ["fix_type", "relative_alt"])
+def test_whole_degrees_without_a_name_of_mavlink_are_degrees(field: str) -> None:
+    position = telemetry_of({"lat": 47, "lon": 8, "alt": 500, field: 3}).position
+    assert position.fix == GpsFix(latitude_deg=47.0, longitude_deg=8.0, altitude_m=500.0)
 
 
 def test_a_raw_fix_of_mavlink_has_its_accuracies_and_in_two_dimensions_no_altitude() -> None:
@@ -347,6 +357,34 @@ def test_a_shape_has_names_and_types_and_nothing_of_what_is_said() -> None:
     assert shape_of(b" " * 70_000 + b'{"a": 1}') == "70008 bytes"
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {f"k{i}": {} for i in range(20_000)},
+        {"a": {f"k{i}": {"lat": {}} for i in range(20_000)}},
+        {f"k{i}": "text" for i in range(20_000)},
+    ],
+)
+def test_a_flood_of_objects_and_names_is_not_looked_through(
+    record: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[None] = []
+    monkeypatch.setattr(telemetry_module, "_fold", _counting(telemetry_module._fold, looked_at))
+    monkeypatch.setattr(payloads, "kind_of", _counting(payloads.kind_of, looked_at))
+    payload = json.dumps(record).encode()
+    assert isinstance(unwrap(payload, {}), str)
+    assert read_telemetry(payload) is Unreadable.NO_POSITION
+    assert len(looked_at) < 5_000
+
+
+def _counting(function: Callable[[Any], Any], calls: list[None]) -> Callable[[Any], Any]:
+    def counted(value: Any) -> Any:
+        calls.append(None)
+        return function(value)
+
+    return counted
+
+
 def test_deep_and_long_json_is_refused() -> None:
     assert read_json(b'{"a":' * 100_000) is None
     assert read_json(b'{"a": ' + b"1" * 5_000 + b"}") is None
@@ -370,9 +408,7 @@ def test_deep_and_long_json_is_refused() -> None:
         ("#", "a/b", ("a/b",)),
     ],
 )
-def test_wildcards_tell_cameras_apart(
-    pattern: str, topic: str, levels: tuple[str, ...] | None
-) -> None:
+def test_wildcards_name_cameras(pattern: str, topic: str, levels: tuple[str, ...] | None) -> None:
     assert TopicFilter(pattern).match(topic) == levels
 
 

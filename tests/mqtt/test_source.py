@@ -228,11 +228,11 @@ def test_user_properties_tell_of_a_bare_image_and_impossible_focal_lengths_are_l
         return received
 
     with running_broker(tmp_path) as broker:
-        told, absurd = asyncio.run(run(broker)).frames
-    assert told.gps is not None
-    assert (told.gps.altitude_m, told.gps.accuracy_m) == (410.0, 2.5)
-    assert told.intrinsics_prior is not None
-    assert told.intrinsics_prior.focal_px == 90.0
+        known, absurd = asyncio.run(run(broker)).frames
+    assert known.gps is not None
+    assert (known.gps.altitude_m, known.gps.accuracy_m) == (410.0, 2.5)
+    assert known.intrinsics_prior is not None
+    assert known.intrinsics_prior.focal_px == 90.0
     assert absurd.intrinsics_prior is None
 
 
@@ -305,7 +305,7 @@ def test_a_telemetry_topic_of_its_own_tells_of_all_cameras_on_their_clocks(tmp_p
     by_a, by_b = received.of(GpsReading)
     assert (by_a.camera_key, by_b.camera_key) == ("a/frame|96x80", "b/frame|96x80")
     assert by_a.captured_at_s == pytest.approx(first_of_a.captured_at_s + 0.5)
-    assert abs(by_b.captured_at_s - time.time()) < HANG_S  # its arrival: b tells no times
+    assert abs(by_b.captured_at_s - time.time()) < HANG_S  # its arrival: b sends no times
 
 
 @pytest.mark.network

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
-import random
+import os
 import resource
+import shutil
 import threading
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -12,21 +16,26 @@ import numpy as np
 import pycolmap
 import pytest
 
-from engine.errors import ConfigError, JournalError
+from engine.errors import ConfigError, JournalError, SnapshotError
+from engine.output import training_folder
 from engine.output.training_folder import TrainingFigures, TrainingFolder
+from engine.output.undistortion import PinholeWarp
 from engine.types import Uint8Array
 from tests.support.trainer_readers import READERS, TrainerScene, read_as_gaussian_splatting
 
 WIDTH, HEIGHT = 320, 240
+NUM_UPDATES = 14
 
 
 def nothing() -> None:
     pass
 
 
-def make_model(*, num_images: int = 5, model: str = "SIMPLE_RADIAL") -> pycolmap.Reconstruction:
+def make_model(
+    *, num_images: int = 5, num_cameras: int = 1, model: str = "SIMPLE_RADIAL"
+) -> pycolmap.Reconstruction:
     options = pycolmap.SyntheticDatasetOptions()
-    options.num_rigs = 1
+    options.num_rigs = num_cameras
     options.num_frames_per_rig = num_images
     options.num_points3D = 60
     options.camera_width, options.camera_height = WIDTH, HEIGHT
@@ -79,9 +88,13 @@ def run(tmp_path: Path, model: pycolmap.Reconstruction) -> Path:
 
 
 def update(
-    run: Path, *, number: int = 1, between: Callable[[], None] = nothing
+    run: Path,
+    *,
+    number: int = 1,
+    between: Callable[[], None] = nothing,
+    keep_bytes: int = 10**9,
 ) -> TrainingFigures | None:
-    folder = TrainingFolder(run, jpeg_quality=95)
+    folder = TrainingFolder(run, jpeg_quality=95, keep_bytes=keep_bytes)
     return folder.update(run / "snapshots" / f"{number:06d}", between=between)
 
 
@@ -169,6 +182,12 @@ def test_another_focal_length_moves_the_camera_and_not_its_images(tmp_path: Path
         assert camera.size == before.cameras[name].size
 
 
+def test_pixels_may_be_off_their_camera_by_no_more_than_one() -> None:
+    for width, limit_px in ((320, 0.16), (4000, 1.0)):
+        camera = pycolmap.Camera.create_from_model_name(1, "PINHOLE", 300.0, width, 200)
+        assert training_folder._max_shift_px(camera) == pytest.approx(limit_px)
+
+
 def test_another_lens_begins_a_generation_under_new_names(
     run: Path, model: pycolmap.Reconstruction
 ) -> None:
@@ -191,54 +210,115 @@ def test_a_reader_at_any_moment_sees_one_version_whole(
 ) -> None:
     """Each version has its own focal length and number of images: a mixture would show."""
     update(run)
-    for number in range(2, 16):
+    for number in range(2, 2 + NUM_UPDATES):
         other = pycolmap.Reconstruction(model)
         for camera in other.cameras.values():
             camera.params = [300.0 + number, *list(camera.params)[1:]]
         if number % 2:
             other.deregister_frame(other.image(other.reg_image_ids()[0]).frame_id)
         write_snapshot(run, other, number=number)
-    is_over = threading.Event()
+    is_over, num_read = threading.Event(), threading.Semaphore(0)
     seen: list[tuple[int, set[float]]] = []
-    broken: list[BaseException] = []
 
     def read() -> None:
-        numbers = random.Random(0)
-        while not is_over.wait(numbers.uniform(0.0, 0.01)):
-            try:
-                folder = (run / "train").resolve()
-                scenes = [reader(folder) for reader in READERS]
-                focals = {
-                    round(float(one.intrinsics[0, 0]), 9)
-                    for scene in scenes
-                    for one in scene.cameras.values()
-                }
-                seen.append((len(scenes[0].cameras), focals))
-                assert len({frozenset(scene.cameras) for scene in scenes}) == 1
-                assert all(
-                    one.image.read_bytes()[-2:] == b"\xff\xd9" for one in scenes[0].cameras.values()
-                )
-            except BaseException as error:  # noqa: BLE001 - a thread's error is the test's
-                broken.append(error)
-                return
+        try:
+            while not is_over.is_set():
+                seen.append(read_whole((run / "train").resolve()))
+                num_read.release()
+        finally:
+            num_read.release(NUM_UPDATES)  # of a reader that broke nobody waits for more
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    for number in range(2, 16):
-        assert update(run, number=number) is not None
-    is_over.set()
-    reader.join()
-    assert not broken
-    assert len(seen) >= 5 and all(len(focals) == 1 for _, focals in seen)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        for number in range(2, 2 + NUM_UPDATES):
+            num_read.acquire()
+            assert update(run, number=number) is not None
+        is_over.set()
+        reading.result()
+    assert len(seen) >= NUM_UPDATES and all(len(focals) == 1 for _, focals in seen)
     assert {number for number, _ in seen} <= {4, 5}
 
 
-def test_only_the_newest_versions_stay(run: Path) -> None:
-    for _ in range(10):
+def read_whole(folder: Path) -> tuple[int, set[float]]:
+    """The number of images and the focal lengths that all trainers read alike."""
+    scenes = [reader(folder) for reader in READERS]
+    assert len({frozenset(scene.cameras) for scene in scenes}) == 1
+    cameras = scenes[0].cameras.values()
+    assert all(one.image.read_bytes()[-2:] == b"\xff\xd9" for one in cameras)
+    focals = {
+        round(float(one.intrinsics[0, 0]), 9) for scene in scenes for one in scene.cameras.values()
+    }
+    return len(cameras), focals
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_versions_stay_as_long_as_they_take_no_more_space_than_they_may(run: Path) -> None:
+    for _ in range(12):
         update(run)
-    names = {path.name for path in (run / "training").iterdir()}
-    assert names == {"images", "state.json", *(f"{number:06d}" for number in range(3, 11))}
-    assert (run / "train").resolve().name == "000010"
+    everything = {"images", "state.json", *(f"{number:06d}" for number in range(1, 13))}
+    assert names_in(run / "training") == everything
+    model = run / "training" / "000001"
+    num_bytes = sum(
+        path.stat().st_size
+        for path in model.rglob("*")
+        if path.is_file() and path.parent.name != "images"
+    )
+    update(run, keep_bytes=int(10.5 * num_bytes))  # beside the newest one
+    assert names_in(run / "training") == {
+        *("images", "state.json"),
+        *(f"{number:06d}" for number in range(3, 14)),
+    }
+    update(run, keep_bytes=0)
+    newest = {f"{number:06d}" for number in range(7, 15)}
+    assert names_in(run / "training") == {"images", "state.json", *newest}
+    assert (run / "train").resolve().name == "000014"
+
+
+def test_without_links_a_version_has_copies_and_they_count(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSYS, "no links", str(target))
+
+    monkeypatch.setattr(os, "link", refused)
+    for _ in range(9):
+        update(run)
+    assert len(names_in(run / "train" / "images")) == 5
+    num_bytes = sum(one.stat().st_size for one in (run / "training" / "images").iterdir())
+    update(run, keep_bytes=8 * num_bytes)  # models come on top of them
+    assert names_in(run / "training").isdisjoint({"000001", "000002"})
+    assert names_in(run / "training") >= {"000003", "000010", "images"}
+
+
+def test_images_that_no_version_has_are_deleted(run: Path, model: pycolmap.Reconstruction) -> None:
+    update(run)
+    former = names_in(run / "training" / "images")
+    write_snapshot(run, calibrated(model, k=-0.1), number=2)
+    update(run, number=2)
+    assert former < names_in(run / "training" / "images")  # the first version has them
+    for _ in range(7):
+        update(run, number=2, keep_bytes=0)
+    assert names_in(run / "training" / "images") == names_in(run / "train" / "images")
+    assert former.isdisjoint(names_in(run / "training" / "images"))
+
+
+def test_an_update_is_made_though_what_is_old_cannot_be_deleted(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(8):
+        update(run)
+
+    def refused(path: Path, *, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EIO, "broken", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    figures = update(run, keep_bytes=0)
+    assert figures is not None and (run / "train").resolve().name == "000009"
+    assert "what is old cannot be deleted: broken" in caplog.text
 
 
 def test_images_that_are_not_in_the_run_yet_are_left_out(
@@ -254,6 +334,14 @@ def test_images_that_are_not_in_the_run_yet_are_left_out(
     write_snapshot(run, model, number=2)
     assert update(run, number=2) is None
     assert len(read_as_gaussian_splatting(run / "train").cameras) == 4
+
+
+def test_an_image_that_is_cut_short_is_an_error_and_no_grey(run: Path) -> None:
+    path = run / "images" / "cam 1" / "IMG.1.JPG"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(SnapshotError, match=r"IMG\.1\.JPG is cut short"):
+        update(run)
+    assert not (run / "train").exists()
 
 
 def test_all_images_have_masks_as_soon_as_one_has_and_changed_ones_follow(
@@ -313,7 +401,7 @@ def test_an_update_that_is_broken_off_leaves_the_version_before(
     def stop() -> None:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 5:  # before an image is read, and before it is written
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -322,6 +410,83 @@ def test_an_update_that_is_broken_off_leaves_the_version_before(
     assert len(list((run / "training" / "images").iterdir())) == 2
     figures = update(run)
     assert figures is not None and figures.num_images == 5
+
+
+def test_an_update_can_be_broken_off_until_the_last_step(run: Path) -> None:
+    training = run / "training"
+    seen: list[tuple[bool, bool, bool]] = []
+
+    def look() -> None:
+        prepared = any((one / "transforms.json").exists() for one in training.glob(".tmp-*"))
+        seen.append((prepared, (training / "000001").exists(), (run / "train").exists()))
+
+    update(run, between=look)
+    assert seen[0] == (False, False, False)
+    assert seen[-2:] == [(True, False, False), (False, True, False)]
+
+
+def test_an_update_of_a_map_whose_images_are_all_written_shows_that_it_goes_on(run: Path) -> None:
+    update(run)
+    num_calls = 0
+
+    def count() -> None:
+        nonlocal num_calls
+        num_calls += 1
+
+    figures = update(run, between=count)
+    assert figures is not None and figures.num_written == 0
+    assert num_calls > 2 * figures.num_images  # keypoints are moved and files are linked
+
+
+def test_where_pixels_come_from_is_known_only_while_images_of_a_camera_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(num_cameras=2)
+    write_images(tmp_path, model)
+    write_snapshot(tmp_path, model)
+    held: weakref.WeakSet[PinholeWarp] = weakref.WeakSet()
+    most = num_made = 0
+
+    class CountedWarp(PinholeWarp):
+        def __init__(self, original: pycolmap.Camera, pinhole: pycolmap.Camera) -> None:
+            nonlocal most, num_made
+            super().__init__(original, pinhole)
+            held.add(self)
+            most, num_made = max(most, len(held)), num_made + 1
+
+    monkeypatch.setattr(training_folder, "PinholeWarp", CountedWarp)
+    folder = TrainingFolder(tmp_path, jpeg_quality=95, keep_bytes=0)
+    snapshot = tmp_path / "snapshots" / "000001"
+    assert folder.update(snapshot, between=nothing) is not None
+    assert (num_made, most, len(held)) == (2, 1, 0)
+    assert folder.update(snapshot, between=nothing) is not None
+    assert num_made == 2
+
+
+def test_sizes_in_a_state_that_cannot_be_take_no_memory(run: Path) -> None:
+    update(run)
+    path = run / "training" / "state.json"
+    record = json.loads(path.read_text())
+    for camera in record["cameras"].values():
+        camera["pinhole"]["width"] = 10**9
+    path.write_text(json.dumps(record))
+    figures = update(run)
+    assert figures is not None and figures.num_written == 5
+    assert_dots_lie_on_points(read_as_gaussian_splatting(run / "train"))
+
+
+def test_what_a_crash_left_and_nobody_can_delete_is_an_error_of_writing(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update(run)
+    (run / "training" / ".tmp-000009-1").write_text("left")
+
+    def refused(path: Path, **options: bool) -> None:
+        raise OSError(errno.EROFS, "read-only", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(JournalError, match="read-only"):
+        update(run)
 
 
 @pytest.mark.parametrize("state", [b"nothing", b"{}", b'{"names": {"a": "../../x"}}', b"[" * 9999])

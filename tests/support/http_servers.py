@@ -156,12 +156,24 @@ def parts(
     return answer
 
 
-def digest_protected(user: str, password: str, answer: Answer) -> Answer:
-    """Lets in who knows the password, by MD5 and qop=auth of RFC 7616."""
+def digest_protected(
+    user: str,
+    password: str,
+    answer: Answer,
+    *,
+    algorithm: str = "MD5",
+    before: Sequence[str] = (),
+    qop: str = "auth",
+) -> Answer:
+    """Lets in who knows the password, by qop=auth of RFC 7616.
+
+    ``before`` are challenges that come before its own.
+    """
     realm, nonce = "camera", "0a1b2c"
+    name = algorithm.replace("-", "")
 
     def hashed(*texts: str) -> str:
-        return hashlib.md5(":".join(texts).encode(), usedforsecurity=False).hexdigest()
+        return hashlib.new(name, ":".join(texts).encode(), usedforsecurity=False).hexdigest()
 
     def check(request: Request) -> None:
         fields = dict(re.findall(r'(\w+)="?([^",]+)"?', request.headers.get("Authorization", "")))
@@ -176,8 +188,14 @@ def digest_protected(user: str, password: str, answer: Answer) -> Answer:
         if fields.get("response") == expected and fields.get("uri") == request.path:
             answer(request)
         else:
-            challenge = f'Digest realm="{realm}", nonce="{nonce}", qop="auth", algorithm=MD5'
-            status(401, WWW_Authenticate=challenge)(request)
+            challenge = (
+                f'Digest realm="{realm}", nonce="{nonce}", qop="{qop}", algorithm={algorithm}'
+            )
+            request.send_response(401)
+            for one in (*before, challenge):
+                request.send_header("WWW-Authenticate", one)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
 
     return check
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import random
-import subprocess
-import sys
-import time
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -17,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from adapters import cli
+from engine.output.training_folder import TrainingFigures, TrainingFolder
 from engine.types import Float64Array
-from tests.support.paths import ROOT
 from tests.support.trainer_readers import READERS, TrainerScene, read_as_gaussian_splatting
 
 TOWN = "synthetic:town?width=320&height=240&frames=40"
@@ -48,20 +46,47 @@ def assert_whole(folder: Path) -> TrainerScene:
     return scenes[0]
 
 
-def test_a_trainer_that_reads_at_random_moments_of_a_run_never_sees_half_a_version(
-    tmp_path: Path,
+def test_a_trainer_that_reads_while_a_run_goes_on_never_sees_half_a_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
+    run, is_over, has_read = tmp_path / "run", threading.Event(), threading.Condition()
+    seen: list[int] = []
+    update, num_updates = TrainingFolder.update, 0
+
+    def read() -> None:
+        """Reads again and again, whatever the run does meanwhile."""
+        try:
+            while not is_over.is_set():
+                if (run / "train").exists():
+                    seen.append(len(assert_whole((run / "train").resolve()).cameras))
+                with has_read:
+                    has_read.notify_all()
+        finally:
+            is_over.set()
+
+    def update_and_be_read(
+        folder: TrainingFolder, snapshot: Path, *, between: Callable[[], None]
+    ) -> TrainingFigures | None:
+        nonlocal num_updates
+        figures, num_seen = update(folder, snapshot, between=between), len(seen)
+        num_updates += figures is not None
+        with has_read:
+            while figures is not None and len(seen) == num_seen and not is_over.is_set():
+                has_read.wait(1.0)
+                between()  # the update has not hung
+        return figures
+
+    monkeypatch.setattr(TrainingFolder, "update", update_and_be_read)
     settings = ["train=true", "every_keyframes=1", "growth_ratio=0", "min_registered=2"]
     sets = [word for one in settings for word in ("--set", f"snapshots.{one}")]
-    command = [sys.executable, "-m", "adapters.cli", "run", TOWN, "--out", str(run), *LEAN, *sets]
-    numbers, seen = random.Random(0), []
-    with subprocess.Popen(command, cwd=ROOT) as process:
-        while process.poll() is None:
-            time.sleep(numbers.uniform(0.0, 0.2))
-            if (run / "train").exists():
-                seen.append(len(assert_whole((run / "train").resolve()).cameras))
-    assert process.returncode in (0, cli.DOUBTED)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        try:
+            livesfm("run", TOWN, "--out", run, *LEAN, *sets)
+        finally:
+            is_over.set()
+        reading.result()
+    assert len(seen) >= num_updates >= 1
     seen.append(len(assert_whole(run / "train").cameras))
     assert seen == sorted(seen) and seen[-1] >= 10
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import math
 import os
 import socket
 import ssl
@@ -44,16 +45,21 @@ def connected(host: str, port: int, patience: Patience) -> socket.socket:
         StreamError: that took too long.
     """
     error = OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
-    for family, kind, protocol, _, address in socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM
+    places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for num_left, (family, kind, protocol, _, address) in zip(
+        range(len(places), 0, -1), places, strict=True
     ):
+        # One that says nothing, as where IPv6 leads nowhere, leaves time for those behind it.
+        at_most_s = math.inf if num_left == 1 else patience.left_s / num_left
         connection = socket.socket(family, kind, protocol)
         try:
             connection.setblocking(False)
             status = connection.connect_ex(address)
             if status == errno.EINPROGRESS:
-                patience.wait_for(connection, to_write=True)
-                status = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if patience.wait_for(connection, to_write=True, at_most_s=at_most_s):
+                    status = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                else:
+                    status = errno.ETIMEDOUT
         except BaseException:
             connection.close()
             raise

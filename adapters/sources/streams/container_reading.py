@@ -62,6 +62,7 @@ class ContainerReader:
         self._open_timeout_s = config.open_timeout_s
         self._stop = stop
         self.last_s = -math.inf  # time in the video of the last frame taken
+        self.has_ended = False  # all there is was read
 
     def leave_out_others(self) -> None:
         """Has FFmpeg read the pictures alone: no sound, and no other variant of a playlist."""
@@ -112,6 +113,7 @@ class ContainerReader:
             # A decoder that joins in the middle waits for the next key frame.
             if now_s - frame_came_s > self._open_timeout_s + self._silence_s:
                 return "connected, but nothing that comes can be decoded"
+        self.has_ended = True
         return "the stream ended"
 
     def _take(self, packet: Packet[Any], *, pace: Pace | None, after_s: float) -> bool:

@@ -8,12 +8,14 @@ go to the server of the address alone.
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.client
 import io
 import ipaddress
 import re
 import socket
 import ssl
+import time
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable
@@ -42,8 +44,9 @@ _MOVED = frozenset({301, 302, 303, 307, 308})
 _URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"
 _READ_BYTES = 1 << 16
 _BEGIN_BYTES = 16  # that tell most kinds of files apart
-_CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-\d+/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes\s+([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}(?![0-9])|\*)")
 _ENDLESS_BYTES = frozenset({2**31 - 1, 2**32 - 1, 2**63 - 1})  # as some say of live streams
+_HASHES = {"MD5": "md5", "SHA-256": "sha256"}  # of Digest
 _LOOPBACK, _PRIVATE, _PUBLIC = range(3)
 
 
@@ -121,8 +124,9 @@ class HttpClient:
         self._challenge = ""  # how the server wants the password
         passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
         if self._password is not None:
-            passwords.add_password(None, self.url, *self._password)
-        self._digest = urllib.request.HTTPDigestAuthHandler(passwords)
+            whole = parts._replace(netloc=place, path="/", query="", fragment="").geturl()
+            passwords.add_password(None, whole, *self._password)
+        self._digest = _Digest(passwords)
 
     def open(self, url: str = "", *, begin: int = 0, end: int | None = None) -> HttpAnswer:
         """The answer to a request, after redirects.
@@ -145,14 +149,18 @@ class HttpClient:
                 if response.status in _MOVED:
                     url = _moved(url, response)
                     continue
-                is_ours = self._password is not None and _origin(parts) == self._origin
-                if response.status == HTTPStatus.UNAUTHORIZED and is_ours and not was_challenged:
+                is_asked = response.status == HTTPStatus.UNAUTHORIZED and self._password is not None
+                if is_asked:
+                    self._refuse_others(parts)
+                if is_asked and not was_challenged:
                     was_challenged = True
                     self._challenge = _challenge_of(response)
                     continue
                 _refuse_status(response)
+                with in_words():
+                    answer = HttpAnswer(response, url=url)
                 is_taken = True
-                return HttpAnswer(response, url=url)
+                return answer
             finally:
                 if not is_taken:
                     response.close()
@@ -181,14 +189,11 @@ class HttpClient:
 
     def _authorization(self, parts: SplitResult) -> str:
         """The password in the form that the server wants (RFC 7617, RFC 7616)."""
-        scheme, _, rest = self._challenge.partition(" ")
-        if scheme.lower() == "digest":
-            fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(rest))
+        scheme = self._challenge.partition(" ")[0]
+        if fields := _digest_fields(self._challenge):
             request = urllib.request.Request(parts.geturl())
-            digest = self._digest.get_authorization(request, fields)
-            if digest is not None:
-                return f"Digest {digest}"
-        elif scheme.lower() == "basic":
+            return f"Digest {self._digest.get_authorization(request, fields)}"
+        if scheme.lower() == "basic":
             user, password = self._password or ("", "")
             return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
         raise StreamError(
@@ -196,15 +201,44 @@ class HttpClient:
             is_refused=True,
         )
 
+    def _refuse_others(self, parts: SplitResult) -> None:
+        """Keeps the password from servers that the address does not name.
+
+        Raises:
+            StreamError: this is one.
+        """
+        scheme, host, port = _origin(parts)
+        if (scheme, host, port) != self._origin:
+            raise StreamError(
+                f"connected, but it leads to {scheme}://{host}:{port}, which wants a password;"
+                " only the server of the address is given it: name that one",
+                is_refused=True,
+            )
+
     def _check(self, connection: socket.socket, host: str) -> None:
         """Refuses servers more private than the one that leads to them."""
         space = _space_of(connection.getpeername()[0])
         if self._space is None:
             self._space = space
-        if space < self._space and host != urlsplit(self.url).hostname:
+        if space < self._space:  # the same name, too: it may be another computer's by now
             raise StreamError(
                 f"connected, but it leads to {host}, which is in a private network: refused"
             )
+
+
+class _Digest(urllib.request.HTTPDigestAuthHandler):
+    """Answers challenges by Digest, with SHA-256, too."""
+
+    def get_algorithm_impls(
+        self, algorithm: str
+    ) -> tuple[Callable[[str], str], Callable[[str, str], str]]:
+        """How texts are hashed, and a secret with a text (RFC 7616, section 3.3)."""
+        name = _HASHES[algorithm.upper()]
+
+        def hashed(text: str) -> str:
+            return hashlib.new(name, text.encode(), usedforsecurity=False).hexdigest()
+
+        return hashed, lambda secret, text: hashed(f"{secret}:{text}")
 
 
 class _Connection(http.client.HTTPConnection):
@@ -293,7 +327,8 @@ class _PatientReads(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer) -> int:
-        """Waits for the next bytes."""
+        """Waits for the next bytes; not for ever, even where some are always there."""
+        self._patience.check(time.monotonic())
         return retried(lambda: self._connection.recv_into(buffer), self._connection, self._patience)
 
     def close(self) -> None:
@@ -340,9 +375,28 @@ def _moved(url: str, response: http.client.HTTPResponse) -> str:
 
 
 def _challenge_of(response: http.client.HTTPResponse) -> str:
-    """How a server wants the password: in the way that does not show it, where it offers both."""
+    """How a server wants the password: of the ways known, the first that does not show it."""
     challenges = [one.strip() for one in response.headers.get_all("WWW-Authenticate") or []]
-    return min(challenges, key=lambda one: not one.lower().startswith("digest"), default="")
+    digests = [one for one in challenges if _digest_fields(one)]
+    basic = [one for one in challenges if one.lower().startswith("basic")]
+    return next(iter([*digests, *basic, *challenges]), "")
+
+
+def _digest_fields(challenge: str) -> dict[str, str]:
+    """What a challenge by Digest says (RFC 7616); nothing where it is none that can be answered."""
+    scheme, _, rest = challenge.partition(" ")
+    if scheme.lower() != "digest":
+        return {}
+    try:
+        fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(rest))
+    except (ValueError, IndexError):  # without a value, or with an empty one
+        return {}
+    fields = {name.lower(): value for name, value in fields.items()}
+    ways = [way.strip().lower() for way in fields.pop("qop", "").split(",")]
+    is_known = "realm" in fields and "nonce" in fields and ("auth" in ways or ways == [""])
+    if not is_known or fields.get("algorithm", "MD5").upper() not in _HASHES:
+        return {}
+    return {**fields, "qop": "auth"} if "auth" in ways else fields
 
 
 def _refuse_status(response: http.client.HTTPResponse) -> None:

@@ -23,9 +23,12 @@ _PASSED_OVER_BYTES = 1 << 20  # rather than asked for again
 _MAX_RESTARTS = 8  # of a file that the server gives whole only
 _MAX_MISSED_PIECES = 3  # in a row: a server deletes old ones
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_TARGET_DURATION = re.compile(rb"#EXT-X-TARGETDURATION:[ \t]*([0-9]{1,4})")
-_VARIANT = re.compile(rb"#EXT-X-(STREAM-INF|MEDIA):")
-_ENCRYPTED = re.compile(rb"#EXT-X-(SESSION-)?KEY:[^\r\n]*METHOD=(?!NONE)")
+_MAX_LINE_BYTES = 8192  # of a playlist; FFmpeg keeps 4095
+_TARGET_DURATION = re.compile(rb"#EXT-X-TARGETDURATION:[ \t]*([0-9]{1,18})")
+_MAX_PIECE_S = 30.0  # that is believed: it decides how long silence is taken for waiting
+_VARIANTS = (b"#EXT-X-STREAM-INF:", b"#EXT-X-MEDIA:")
+_KEYS = (b"#EXT-X-KEY:", b"#EXT-X-SESSION-KEY:")
+_ENCRYPTED = re.compile(rb"METHOD=(?!NONE)")
 
 
 class HttpFiles:
@@ -39,7 +42,7 @@ class HttpFiles:
             max_frame_bytes: read between two frames at most.
         """
         self.client = client
-        self.piece_s = 0.0  # how long a playlist's pieces last at most
+        self.piece_s = 0.0  # how long a playlist's pieces last at most, as far as it is believed
         self.num_variants = 0  # of all playlists
         self._max_frame_bytes = max_frame_bytes
         self._num_left = _MAX_HEADER_BYTES
@@ -139,7 +142,7 @@ class HttpFile:
         self._num_bytes = answer.num_bytes
         self._num_restarts = 0
         self._is_playlist: bool | None = None  # not known before it is read
-        self._text = b""
+        self._line = b""  # of a playlist, whose end did not come yet
 
     def seekable(self) -> bool:
         """Whether another place can be read from."""
@@ -208,15 +211,28 @@ class HttpFile:
         return self._answer
 
     def _look_at_playlist(self, data: bytes) -> None:
-        self._files.num_variants += len(_VARIANT.findall(data))
+        """Looks at the lines that end in these bytes.
+
+        Raises:
+            StreamError: they are not to be read further.
+        """
+        *lines, self._line = (self._line + data).replace(b"\r", b"\n").split(b"\n")
+        for line in lines:
+            if line.startswith(b"#EXT"):
+                self._look_at_tag(line)
         is_endless = self._at - self._zero > _MAX_PLAYLIST_BYTES
+        is_endless |= max(map(len, [*lines, self._line])) > _MAX_LINE_BYTES
         if is_endless or self._files.num_variants > _MAX_VARIANTS:
             raise self._files.failed("connected, but its playlist is too long")
-        self._text = self._text[-200:] + data
-        if _ENCRYPTED.search(self._text):
+
+    def _look_at_tag(self, line: bytes) -> None:
+        if line.startswith(_VARIANTS):
+            self._files.num_variants += 1
+        elif line.startswith(_KEYS) and _ENCRYPTED.search(line):
             raise self._files.failed("connected, but the pieces of its playlist are encrypted")
-        durations = [int(found) for found in _TARGET_DURATION.findall(self._text)]
-        self._files.piece_s = max([self._files.piece_s, *durations])
+        elif duration := _TARGET_DURATION.match(line):
+            piece_s = min(float(duration[1]), _MAX_PIECE_S)
+            self._files.piece_s = max(self._files.piece_s, piece_s)
 
 
 def _and_then(error: StreamError) -> str:

@@ -67,7 +67,7 @@ class HttpReader:
                     case HttpKind.PARTS:
                         return Loss(detail=self._read_parts(answer, patience))
                     case HttpKind.PICTURE:
-                        last = self._take_picture(answer, b"")
+                        last = self._take_picture(answer, None)
                     case HttpKind.PLAYLIST | HttpKind.VIDEO as kind:
                         is_playlist = kind is HttpKind.PLAYLIST
                         return self._read_video(answer, client, patience, is_playlist=is_playlist)
@@ -84,11 +84,14 @@ class HttpReader:
     def _read_parts(self, answer: HttpAnswer, patience: Patience) -> str:
         """Takes the parts of a multipart stream; returns why nothing more comes."""
         parts = MultipartReader(max_part_bytes=self._max_bytes, announced=answer.boundary.encode())
-        patience.unlimit()
+        silence_s = self._config.read_timeout_s
         is_connected = False
         part_came_s = time.monotonic()
         try:
-            while data := answer.read():
+            while True:
+                patience.limit(silence_s, too_late=f"nothing came for {silence_s:g} s")
+                if not (data := answer.read()):
+                    break
                 for part in parts.feed(data):
                     if not is_connected:
                         self._report_picture(part)
@@ -96,8 +99,8 @@ class HttpReader:
                     part_came_s = time.monotonic()
                     self._take_part(part)
                 # Bytes without an end keep the time-out from running out.
-                if time.monotonic() - part_came_s > self._config.read_timeout_s:
-                    return f"connected, but no picture for {self._config.read_timeout_s:g} s"
+                if time.monotonic() - part_came_s > silence_s:
+                    return f"connected, but no picture for {silence_s:g} s"
         except MultipartError as error:
             return f"connected, but {error}"
         return "the stream ended" if is_connected else "connected, but no pictures in this stream"
@@ -119,10 +122,13 @@ class HttpReader:
                 last = self._take_picture(answer, last)
             wait_s = max(1.0 / self._config.snapshot_rate_hz - (time.monotonic() - asked_s), 0.0)
 
-    def _take_picture(self, answer: HttpAnswer, last: bytes) -> bytes:
-        """Takes a picture unless it is the last one again; returns it, b"" if it is too large."""
+    def _take_picture(self, answer: HttpAnswer, last: bytes | None) -> bytes:
+        """Takes a picture unless it is the last one again; returns it, b"" if it is too large.
+
+        Without a last one it is the first of the connection.
+        """
         picture = self._picture_of(answer)
-        if not last:
+        if last is None:
             self._report_picture(picture)
         if picture != last:
             self._take_part(picture)
@@ -223,10 +229,10 @@ class HttpReader:
                 after_s=self._taken_until_s if is_stored else -math.inf,
                 frame_came=frame_came,
             )
-            is_end = is_stored and not self._stop.is_set()
         except StreamError as error:
-            detail, is_end = error.loss.detail, False
+            detail = error.loss.detail
         except (av.error.FFmpegError, OSError) as error:
-            detail, is_end = reading_failed(error, silence_s=silence_s), False
+            detail = reading_failed(error, silence_s=silence_s)
         self._taken_until_s = max(self._taken_until_s, reader.last_s)
+        is_end = is_stored and reader.has_ended and not self._stop.is_set()
         return Loss(detail="the video is over" if is_end else detail, is_end=is_end)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-import select
+import selectors
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Waiting = TypeVar("Waiting", bound=socket.socket | int)
 
 _LOOK_AGAIN_S = 0.1
+# It needs no file of its own; select takes none beyond the first 1024 of a process.
+_Selector: type[selectors.BaseSelector] = getattr(
+    selectors, "PollSelector", selectors.SelectSelector
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +71,12 @@ class Patience:
         """What was to be in time has come."""
         self._until_s = math.inf
 
+    @property
+    def left_s(self) -> float:
+        """How long what begins now may be waited for."""
+        is_limited = self._until_s < math.inf
+        return self._until_s - time.monotonic() if is_limited else self.silence_s
+
     def check(self, waiting_since_s: float) -> None:
         """Whether waiting may go on.
 
@@ -77,19 +91,44 @@ class Patience:
         if now_s - waiting_since_s > self.silence_s and self._until_s == math.inf:
             raise OutOfPatienceError(f"nothing came for {self.silence_s:g} s")
 
-    def wait_for(self, connection: socket.socket | int, *, to_write: bool = False) -> None:
+    def wait_for(
+        self,
+        connection: socket.socket | int,
+        *,
+        to_write: bool = False,
+        at_most_s: float = math.inf,
+    ) -> bool:
         """Waits until a socket or pipe can be read from, or written to.
+
+        Returns:
+            Whether it can; False after ``at_most_s``.
 
         Raises:
             OutOfPatienceError: that took too long, or is no longer wanted.
         """
         since_s = time.monotonic()
-        both = ([], [connection]) if to_write else ([connection], [])
         while True:
             self.check(since_s)
-            if any(select.select(*both, [], _LOOK_AGAIN_S)):
-                return
+            left_s = since_s + at_most_s - time.monotonic()
+            if ready([connection], min(left_s, _LOOK_AGAIN_S), to_write=to_write):
+                return True
+            if left_s <= 0.0:
+                return False
 
     def sleep(self, duration_s: float) -> None:
         """Waits for a time; shorter when nobody wants what comes any more."""
         self._stop.wait(duration_s)
+
+
+def ready(waiting: Sequence[Waiting], timeout_s: float, *, to_write: bool = False) -> list[Waiting]:
+    """Those of some sockets or pipes that can be read from, or written to.
+
+    Args:
+        waiting: open, each once.
+        timeout_s: how long the first is waited for.
+        to_write: rather than to read.
+    """
+    event = selectors.EVENT_WRITE if to_write else selectors.EVENT_READ
+    with _Selector() as selector:
+        keys = {selector.register(one, event).fd: one for one in waiting}
+        return [keys[key.fd] for key, _ in selector.select(max(timeout_s, 0.0))]

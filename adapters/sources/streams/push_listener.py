@@ -8,7 +8,6 @@ would keep a drone out. Here connections wait until the first message of RTMP's 
 from __future__ import annotations
 
 import logging
-import select
 import socket
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from adapters.live.crowding import oldest_of_most_crowded
 from adapters.live.quiet_log import QuietLog
+from adapters.sources.streams.patience import ready
 from adapters.sources.streams.stream_address import place_of_push
 
 if TYPE_CHECKING:
@@ -128,14 +128,14 @@ class PushListener:
         give_up_at_s = time.monotonic() + timeout_s
         while not stop.is_set():
             self._receive()
-            ready = [one for one in self._waiting if one.is_ready]
-            if ready:
-                return self._take(min(ready, key=self._served_last_s))
+            able = [one for one in self._waiting if one.is_ready]
+            if able:
+                return self._take(min(able, key=self._served_last_s))
             left_s = give_up_at_s - time.monotonic()
             if left_s <= 0.0:
                 return None
             sockets = [self._listening, *(one.connection for one in self._waiting)]
-            select.select(sockets, [], [], min(left_s, _LOOK_AGAIN_S))
+            ready(sockets, min(left_s, _LOOK_AGAIN_S))
         return None
 
     def turn_away(self) -> None:
@@ -251,8 +251,7 @@ class Relay:
     def _hand_on(self, outer: socket.socket, inner: socket.socket) -> None:
         heard_s = time.monotonic()
         while not self._stop.is_set() and time.monotonic() - heard_s < self._silence_s:
-            readable, _, _ = select.select([outer, inner], [], [], _LOOK_AGAIN_S)
-            for one in readable:
+            for one in ready([outer, inner], _LOOK_AGAIN_S):
                 data = one.recv(_CHUNK_BYTES)
                 if not data:
                     return

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -27,6 +28,20 @@ _NEEDED = (
     f"neither FFmpeg as PyAV brings it nor a program {_PROGRAM} on PATH knows SRT; Debian's and"
     " Homebrew's package ffmpeg does (apt install ffmpeg, brew install ffmpeg)"
 )
+
+# Python that becomes the program after it asked Linux to end it with the thread that started it,
+# see prctl(2): also where this process is killed. A function that runs between fork and exec would
+# not be safe, because this process has threads.
+_BECOME_BOUND = """
+import os, sys
+try:
+    import ctypes
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+except (ImportError, OSError, AttributeError):
+    pass
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def choose_srt(address: StreamAddress) -> StreamAddress:
@@ -80,6 +95,13 @@ def _program_knows_srt() -> bool:
     return b"srt" in listed.stdout.partition(b"Output:")[0].split()
 
 
+def _bound_to_us(path: str) -> list[str]:
+    """A command that runs a program which does not outlive this thread, as far as that is known."""
+    if sys.platform != "linux" or not sys.executable:
+        return [path]
+    return [sys.executable, "-I", "-S", "-c", _BECOME_BOUND, str(os.getpid()), path]
+
+
 class SrtProgram:
     """The program, and its output (MPEG-TS) as a file that PyAV reads. Ends with the context."""
 
@@ -102,9 +124,10 @@ class SrtProgram:
 
     def __enter__(self) -> SrtProgram:
         quoted = self._address.url.replace("'", "'\\''")
-        script = f"ffconcat version 1.0\nfile '{quoted}'\n"
+        script = f"ffconcat version 1.0\nfile '{quoted}'\n".encode()
         self._process = subprocess.Popen(
-            [shutil.which(_PROGRAM) or _PROGRAM, "-hide_banner", "-loglevel", "quiet"]
+            [*_bound_to_us(shutil.which(_PROGRAM) or _PROGRAM), "-hide_banner"]
+            + ["-loglevel", "quiet"]
             + ["-protocol_whitelist", "pipe,fd,srt,udp", "-f", "concat", "-safe", "0"]
             + ["-i", "pipe:0", "-map", "0:v:0", "-codec", "copy", "-flush_packets", "1"]
             + ["-f", "mpegts", "pipe:1"],
@@ -114,9 +137,13 @@ class SrtProgram:
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with self._process.stdin as stdin:
-            stdin.write(script.encode())
         self._output = self._process.stdout
+        try:
+            with self._process.stdin as stdin:
+                stdin.write(script)
+        except BaseException:
+            self.__exit__()
+            raise
         if self._address.is_listening:
             self._patience.silence_s = math.inf  # whoever may come is waited for without end
         else:

@@ -75,6 +75,41 @@ def test_coordinates_are_read_in_the_system_of_the_first_line(
     assert point.fix.altitude_m == 430.0
 
 
+@pytest.mark.parametrize(
+    ("header", "place", "metres_per_height"),
+    [
+        ("EPSG:2263", "984_250 197_000", 1200.0 / 3937.0),  # New York, US survey feet
+        ("EPSG:2263+6360", "984_250 197_000", 1200.0 / 3937.0),  # and NAVD88 in such feet
+        ("EPSG:2263+5703", "984_250 197_000", 1.0),  # and NAVD88 in metres
+        ("EPSG:6318+6360", "-74 40.7", 1200.0 / 3937.0),
+        ("EPSG:4269", "-74 40.7", 1.0),
+        ("EPSG:32618+5715", "584_000 4_506_000", -1.0),  # a depth
+        ("+proj=utm +zone=18 +datum=WGS84 +units=m +vunits=ft", "584_000 4_506_000", 0.3048),
+    ],
+)
+def test_heights_are_read_in_the_unit_of_the_system(
+    tmp_path: Path, header: str, place: str, metres_per_height: float
+) -> None:
+    pytest.importorskip("pyproj")
+    (point,) = read(tmp_path / "g.txt", f"{header}\n{place} 100 5 5 a.jpg P1\n")
+    assert point.fix is not None
+    assert point.fix.altitude_m == pytest.approx(100.0 * metres_per_height, rel=1e-6)
+    assert point.fix.latitude_deg == pytest.approx(40.7, abs=0.1)
+    assert point.fix.longitude_deg == pytest.approx(-74.0, abs=0.1)
+
+
+def test_heights_in_feet_by_east_and_north_are_announced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("pyproj")
+    read(tmp_path / "g.txt", "EPSG:2263\n984250 197000 NaN 5 5 a.jpg P1\n")
+    read(tmp_path / "g.txt", "EPSG:2263+6360\n984250 197000 100 5 5 a.jpg P1\n")
+    assert not caplog.messages
+    read(tmp_path / "g.txt", "EPSG:2263\n984250 197000 100 5 5 a.jpg P1\n")
+    assert len(caplog.messages) == 1
+    assert "the unit of east and north, US survey foot" in caplog.messages[0]
+
+
 def test_other_systems_than_wgs84_need_a_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +136,11 @@ def test_other_systems_than_wgs84_need_a_package(
         ("EPSG:4326\n8 47 1 5 5 a.jpg \x1b[2J\n", "cannot be printed"),
         ("8 47 1 5 5 a.jpg P1\n8 47 1 5 5 b.jpg P1\n", "its first line is no coordinate system"),
         ("EPSG:999999\n8 47 1 5 5 a.jpg P1\n", "is no coordinate system"),
+        ("WGS84 UTM 61N\n500000 5000000 1 5 5 a.jpg P1\n", "UTM has zones 1 to 60"),
+        ("WGS84 UTM 0S\n500000 5000000 1 5 5 a.jpg P1\n", "UTM has zones 1 to 60"),
+        ("EPSG:4978\n4e6 6e5 4.8e6 5 5 a.jpg P1\n", "is a Geocentric CRS"),
+        ("+proj=geocent +datum=WGS84\n4e6 6e5 4.8e6 5 5 a.jpg P1\n", "is a Geocentric CRS"),
+        ("EPSG:5773\n8 47 1 5 5 a.jpg P1\n", "is a Vertical CRS"),
         ("+proj=nonsense\n8 47 1 5 5 a.jpg P1\n", "is no coordinate system"),
     ],
 )

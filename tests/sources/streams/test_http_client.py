@@ -89,6 +89,15 @@ def test_a_part_of_a_file_is_asked_for() -> None:
         assert all_of(whole) == DATA
 
 
+@pytest.mark.parametrize("place", ["0-5/{0}", "{0}-5/6", "0-{0}/6", "0-5", "\u00b2-3/4", "-"])
+def test_a_place_that_is_none_says_nothing_of_the_file(place: str) -> None:
+    place = f"bytes {place.format('9' * 5000)}"
+    with HttpServer({"/x": status(206, Content_Range=place)}) as server:
+        answer = client_of(server.url("/x")).open()
+        assert (answer.begins_at, answer.num_bytes) == (0, 0)
+        answer.close()
+
+
 @pytest.mark.parametrize("protected", [basic_protected, digest_protected])
 def test_a_password_opens_what_it_protects_and_is_asked_for_once(
     protected: Callable[[str, str, Answer], Answer],
@@ -103,20 +112,55 @@ def test_a_password_opens_what_it_protects_and_is_asked_for_once(
             assert caught.value.loss.is_refused
 
 
+@pytest.mark.parametrize("protected", [basic_protected, digest_protected])
+def test_a_password_opens_every_path_of_the_server_of_its_address(
+    protected: Callable[[str, str, Answer], Answer],
+) -> None:
+    answers = {"/a/x": moved("/y"), "/y": body(DATA)}
+    with HttpServer({path: protected("me", "x", answers[path]) for path in answers}) as server:
+        assert all_of(client_of(server.url("/a/x", user="me:x")).open()) == DATA
+
+
 def test_a_password_goes_to_the_server_of_its_address_alone() -> None:
     with (
         HttpServer({"/y": basic_protected("me", "secret", body(DATA))}) as other,
         HttpServer({"/x": basic_protected("me", "secret", moved(other.url("/y")))}) as server,
     ):
-        with pytest.raises(StreamError, match="wrong or no password"):
+        words = f"leads to {other.url('')}, which wants a password; only the server"
+        with pytest.raises(StreamError, match=words) as caught:
             client_of(server.url("/x", user="me:secret")).open()
+        assert caught.value.loss.is_refused
+        assert "secret" not in str(caught.value)
+        assert len(other.requests) == 1
         assert "Authorization" not in other.requests[0][1]
 
 
-def test_a_password_that_is_wanted_in_an_unknown_way_is_refused() -> None:
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"algorithm": "SHA-256"},
+        {"before": ['Digest realm="a", nonce="x", qop="auth", algorithm=SHA-512-256']},
+        {"before": ['Digest realm="a", nonce="x", qop="auth-int"']},
+        {"before": ["Digest realm", "Digest realm=, nonce=x", 'Digest realm="a"', "Basic realm=a"]},
+        {"qop": "auth-int, auth"},
+    ],
+    ids=["SHA-256", "an algorithm", "protection", "no words of it", "ways"],
+)
+def test_of_the_ways_a_password_is_wanted_one_that_is_known_is_taken(form: dict[str, Any]) -> None:
+    with HttpServer({"/x": digest_protected("me", "gru\u00dfwort", body(DATA), **form)}) as server:
+        assert all_of(client_of(server.url("/x", user="me:gru%C3%9Fwort")).open()) == DATA
+
+
+@pytest.mark.parametrize(
+    "challenge",
+    ["Bearer realm=x", "Digest realm", "Digest realm=,nonce=x", 'Digest realm="a"', "Digest"]
+    + [f'Digest realm="a", nonce="x", {more}' for more in ('qop="auth-int"', "algorithm=MD5-sess")],
+)
+def test_a_password_that_is_wanted_in_an_unknown_way_is_refused(challenge: str) -> None:
+    words = f"a way that is not known: '{challenge.partition(' ')[0]}'"
     with (
-        HttpServer({"/x": status(401, WWW_Authenticate="Bearer realm=x")}) as server,
-        pytest.raises(StreamError, match="'Bearer'") as caught,
+        HttpServer({"/x": status(401, WWW_Authenticate=challenge)}) as server,
+        pytest.raises(StreamError, match=words) as caught,
     ):
         client_of(server.url("/x", user="me:secret")).open()
     assert caught.value.loss.is_refused
@@ -209,3 +253,39 @@ def test_what_is_no_longer_wanted_ends_a_request_that_hangs() -> None:
     stop = threading.Event()
     with raw_server(on_connection=stop.set) as port, pytest.raises(StreamError, match="stopped"):
         client_of(f"http://127.0.0.1:{port}/", stop=stop).open()
+
+
+FLOODS = {
+    "answers to come": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "fields behind the end": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n",
+        b"A: b\r\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+@pytest.mark.parametrize("is_stopped", [True, False], ids=["stopped", "out of time"])
+def test_a_server_that_never_stops_sending_is_left_in_time(kind: str, is_stopped: bool) -> None:
+    stop = threading.Event()
+    patience = Patience(stop, silence_s=HANG_S)
+    begin, again = FLOODS[kind]
+    num_sent = 0
+
+    def answer(request: Request) -> None:
+        nonlocal num_sent
+        request.wfile.write(begin)
+        while num_sent < 200_000_000:
+            num_sent += request.wfile.write(again * 4000)
+            if num_sent < 1_000_000:
+                continue
+            if is_stopped:
+                stop.set()
+            else:
+                patience.limit(0.0, too_late="out of time")
+
+    with HttpServer({"/x": answer}) as server:
+        client = HttpClient(server.url("/x"), config=LiveSourcesConfig(), patience=patience)
+        with pytest.raises(StreamError, match="stopped" if is_stopped else "out of time"):
+            all_of(client.open())
+    assert num_sent < 100_000_000  # in the buffers of sockets

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
 import pytest
 
 from adapters.sources.streams import http_files
+from adapters.sources.streams.container_reading import ContainerReader
+from adapters.sources.streams.http_client import HttpAnswer, HttpClient
+from adapters.sources.streams.http_files import HttpFile, HttpFiles
+from adapters.sources.streams.patience import StreamError
 from engine.types import DropReason, Frame, RejectedFrame, SourceNotice, SourceState
 from tests.support.http_servers import (
     Answer,
@@ -41,6 +46,7 @@ from tests.support.live_streams import (
 from tests.support.received import Decoded as Item
 from tests.support.small_videos import write_video
 from tests.support.stream_servers import jpeg, texture, write_clip
+from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.network
 
@@ -161,11 +167,11 @@ def test_a_snapshot_that_is_too_large_is_counted_and_not_kept() -> None:
     huge = PICTURES[0] + bytes(3_000_000)
     items = serve(
         {"/x": body(huge, with_length=False)},
-        until=lambda items: isinstance(items[-1], RejectedFrame),
-        live={"max_payload_mb": 1},
+        until=lambda items: len(of_kind(items, RejectedFrame)) == 3,
+        live={"max_payload_mb": 1, "snapshot_rate_hz": 100.0},
     )
-    rejected = of_kind(items, RejectedFrame)[0]
-    assert rejected.reason is DropReason.TOO_LARGE
+    assert {one.reason for one in of_kind(items, RejectedFrame)} == {DropReason.TOO_LARGE}
+    assert states_of(items) == [CONNECTED]
 
 
 def test_a_redirect_leads_to_the_stream() -> None:
@@ -227,6 +233,16 @@ def test_a_video_that_breaks_off_goes_on_where_it_was(tmp_path: Path) -> None:
     marks = [round(float(frame.pixels[:, :30].mean())) for frame in frames_of(items)]
     assert len(marks) == 30
     np.testing.assert_allclose(marks, range(30), atol=3)
+
+
+def test_a_stored_video_that_fails_is_not_said_to_be_over(
+    short_mp4: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "connected, but nothing that comes can be decoded"
+    monkeypatch.setattr(ContainerReader, "read", lambda reader, **_: words)
+    items = serve({"/x": file_in_ranges(short_mp4)}, until=reported(LOST), live=QUICK_END)
+    assert states_of(items) == [CONNECTED, LOST]
+    assert details_of(items, LOST) == [words]
 
 
 def test_two_sizes_in_one_stream_are_two_cameras(tmp_path: Path) -> None:
@@ -401,10 +417,69 @@ def test_a_public_server_leads_into_no_private_network(
         assert frames_of(read(open_stream(inner.url("/x")), until=num_frames(1)))
 
 
+def test_a_name_that_is_a_private_computers_by_now_is_not_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from adapters.sources.streams import http_client
+
+    spaces = iter((2, 1))  # of the same name, one request after the other
+    monkeypatch.setattr(http_client, "_space_of", lambda _: next(spaces))
+    assert "private network" in words_for(moved("/y"))
+
+
 def test_an_encrypted_playlist_is_refused_with_words() -> None:
     key = b'#EXT-X-KEY:METHOD=AES-128,URI="key.bin"\n#EXTINF'
     text = playlist("/piece0").replace(b"#EXTINF", key)
     assert "encrypted" in words_for(body(text))
+
+
+class WholeAnswer:
+    """An answer as a file reads it, without a server."""
+
+    url, begins_at, num_bytes = "http://127.0.0.1/x", 0, None
+
+    def __init__(self, data: bytes) -> None:
+        self._left = io.BytesIO(data)
+
+    def begin(self) -> bytes:
+        return self._left.getvalue()[:16]
+
+    def read(self, num_bytes: int) -> bytes:
+        return self._left.read(num_bytes)
+
+
+@pytest.mark.parametrize("place", [60_000, 65_536 - 20, 65_536 - 300])
+def test_a_key_is_seen_wherever_a_read_cuts_its_line(place: int) -> None:
+    key = b'#EXT-X-KEY:URI="' + b"k" * 400 + b'",METHOD=AES-128\n'
+    files = HttpFiles(cast("HttpClient", None), max_frame_bytes=10**6)
+    begin = b"#EXTM3U\n"
+    text = begin + b"#\n" * ((place - len(begin)) // 2) + key
+    file = HttpFile(cast("HttpAnswer", WholeAnswer(text)), files=files)
+    with pytest.raises(StreamError, match="encrypted"):
+        while file.read(1 << 16):
+            pass
+
+
+@pytest.mark.parametrize(("said_s", "believed_s"), [(6, 6.0), (9999, 30.0), (10**17, 30.0)])
+def test_a_playlist_decides_only_so_much_of_how_long_silence_may_be(
+    said_s: int, believed_s: float
+) -> None:
+    files = HttpFiles(cast("HttpClient", None), max_frame_bytes=10**6)
+    text = playlist("/piece0", duration_s=said_s)
+    file = HttpFile(cast("HttpAnswer", WholeAnswer(text)), files=files)
+    while file.read(1 << 16):
+        pass
+    assert files.piece_s == believed_s
+
+
+def test_a_playlist_of_one_line_is_refused_before_much_of_it_is_looked_at() -> None:
+    text = b"#EXTM3U\n" + b"#EXT-X-KEY:" * 300_000
+    files = HttpFiles(cast("HttpClient", None), max_frame_bytes=10**6)
+    file = HttpFile(cast("HttpAnswer", WholeAnswer(text)), files=files)
+    begin_s = time.thread_time()
+    with pytest.raises(StreamError, match="too long"):
+        file.read(1 << 16)
+    assert time.thread_time() - begin_s < 0.2  # of this thread alone
 
 
 def test_a_piece_that_is_missing_costs_itself(tmp_path: Path) -> None:
@@ -497,37 +572,61 @@ def test_a_server_that_sends_its_header_a_byte_at_a_time_is_lost() -> None:
     assert states_of(items) == [LOST]
 
 
-ENDLESS: dict[str, bytes] = {
-    "headers": b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 8000,
-    "video": b"HTTP/1.1 200 OK\r\n\r\n\0\0\0\x18ftypisom\0\0\2\0isomiso2" + b"\0\0\0\x08free",
-    "playlist": b"HTTP/1.1 200 OK\r\n\r\n#EXTM3U\n#EXT-X-TARGETDURATION:1\n" + b"#EXTINF:1,\n/a\n",
-    "frame": b"HTTP/1.1 200 OK\r\n\r\n\0\0\0\x18ftypisom\0\0\2\0isomiso2\xff\xff\xff\xffmoov",
+OK = b"HTTP/1.1 200 OK\r\n"
+ENDLESS: dict[str, tuple[bytes, bytes]] = {  # how it begins and how it goes on
+    "headers": (OK, b"X-A: b\r\n"),
+    "video": (OK + b"\r\n\0\0\0\x18ftypisom\0\0\2\0isomiso2", b"\0\0\0\x08free"),
+    "playlist": (OK + b"\r\n#EXTM3U\n#EXT-X-TARGETDURATION:1\n", b"#EXTINF:1,\n/a\n"),
+    "tag": (OK + b"\r\n#EXTM3U\n", b"#EXT-X-KEY:"),
+    "frame": (OK + b"\r\n\0\0\0\x18ftypisom\0\0\2\0isomiso2", b"\xff\xff\xff\xffmoov"),
 }
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_what_does_not_end_takes_bounded_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_end_takes_bounded_memory_and_work(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http_files, "_MAX_HEADER_BYTES", 2_000_000)
     monkeypatch.setattr(http_files, "_MAX_PLAYLIST_BYTES", 500_000)
-    begin = ENDLESS[kind]
+    begin, again = ENDLESS[kind]
     num_sent = 0
 
     def answer(request: Request) -> None:
         nonlocal num_sent
         request.wfile.write(begin)
         while num_sent < 500_000_000:
-            num_sent += request.wfile.write(begin[-8:] * 8000)
+            num_sent += request.wfile.write(again * 8000)
 
+    begin_s = time.process_time()
     items = serve({"/x": answer}, until=reported(LOST), live=QUICK_END)
     assert states_of(items) == [LOST]
     assert num_sent < 50_000_000  # some lie in the buffers of both sockets
+    assert time.process_time() - begin_s < 3.0  # of this process, whatever else runs
+
+
+def test_a_camera_that_sends_fields_for_ever_behind_its_last_picture_is_lost() -> None:
+    part = b"--part\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(PICTURES[0])
+    data = part + PICTURES[0]
+    num_sent = 0
+
+    def answer(request: Request) -> None:
+        nonlocal num_sent
+        multipart = "multipart/x-mixed-replace; boundary=part"
+        head(request, Content_Type=multipart, Transfer_Encoding="chunked")
+        request.wfile.write(b"%x\r\n%s\r\n0\r\n" % (len(data), data))
+        while num_sent < 500_000_000:
+            num_sent += request.wfile.write(b"A: b\r\n" * 100)
+
+    items = serve({"/x": answer}, until=reported(LOST), live={**QUICK_END, "read_timeout_s": 0.5})
+    assert len(frames_of(items)) == 1
+    assert details_of(items, LOST) == ["nothing came for 0.5 s"]
 
 
 def test_closing_ends_the_thread_while_a_video_waits(short_mp4: bytes) -> None:
     number = itertools.count()
     items = serve({"/x": file_in_ranges(short_mp4)}, until=lambda _: next(number) == 2)
     assert any(isinstance(item, Frame) for item in items)
-    ended_s = time.monotonic() + 60.0
-    while any(thread.name.startswith("stream http") for thread in threading.enumerate()):
-        assert time.monotonic() < ended_s
-        time.sleep(0.01)
+    reading = [one for one in threading.enumerate() if one.name.startswith("stream http")]
+    for thread in reading:
+        thread.join(HANG_S)
+        assert not thread.is_alive()

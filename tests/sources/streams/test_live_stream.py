@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from adapters.sources.streams import live_stream, stream_reader
+from adapters.sources.streams.push_listener import Publisher, PushListener
 from adapters.sources.streams.stream_reader import StreamReader
 from engine.errors import SourceError
 from engine.types import DropReason, Frame, RejectedFrame, SourceNotice, SourceState
@@ -589,11 +590,14 @@ def leave_when(
     asyncio.run(leave(), debug=True)
 
 
-async def after_a_moment(arriving: AsyncGenerator[Item, None]) -> None:
-    waiting = asyncio.create_task(anext(arriving))
-    await asyncio.sleep(0.2)
-    waiting.cancel()
-    await asyncio.wait((waiting,))
+def after(happened: threading.Event) -> Callable[[AsyncGenerator[Item, None]], Awaitable[None]]:
+    async def is_time(arriving: AsyncGenerator[Item, None]) -> None:
+        waiting = asyncio.create_task(anext(arriving))
+        await until(happened.is_set)
+        waiting.cancel()
+        await asyncio.wait((waiting,))
+
+    return is_time
 
 
 async def after_a_frame(arriving: AsyncGenerator[Item, None]) -> None:
@@ -604,16 +608,27 @@ async def after_a_frame(arriving: AsyncGenerator[Item, None]) -> None:
 @waits_for_the_thread
 @pytest.mark.parametrize("scheme", ["rtsp", "rtmp", "http", "rtsps"])
 def test_closing_does_not_wait_for_a_server_that_says_nothing(scheme: str) -> None:
-    with raw_server() as port:
+    is_connected = threading.Event()
+    with raw_server(on_connection=is_connected.set) as port:
         url = f"{scheme}://{LOOPBACK}:{port}/x/y"
-        leave_when(url, is_time=after_a_moment)
+        leave_when(url, is_time=after(is_connected))
         assert_thread_ends(f"stream {url}")
 
 
 @waits_for_the_thread
-def test_closing_does_not_wait_for_whoever_might_push_and_frees_the_port() -> None:
+def test_closing_does_not_wait_for_whoever_might_push_and_frees_the_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_waiting = threading.Event()
+    wait = PushListener.wait
+
+    def wait_from_now(listener: PushListener, *args: Any, **kwargs: Any) -> Publisher | None:
+        is_waiting.set()
+        return wait(listener, *args, **kwargs)
+
+    monkeypatch.setattr(PushListener, "wait", wait_from_now)
     with listening() as (url, spec):
-        leave_when(spec, is_time=after_a_moment)
+        leave_when(spec, is_time=after(is_waiting))
         assert_thread_ends(f"stream {spec}")
         port = int(url.split(":")[2].partition("/")[0])
         with pytest.raises(ConnectionRefusedError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +21,11 @@ import pytest
 
 from adapters.sources.streams import srt_program
 from adapters.sources.streams.datagrams import holds_transport_stream
+from adapters.sources.streams.patience import ready
 from adapters.sources.streams.push_listener import listening_early
+from adapters.sources.streams.srt_program import SrtProgram
+from adapters.sources.streams.stream_address import parse_stream_address
+from engine.config import LiveSourcesConfig
 from engine.errors import SourceError
 from engine.types import Frame, SourceState
 from tests.support.live_streams import (
@@ -41,6 +47,7 @@ from tests.support.stream_servers import (
     texture,
     write_clip,
 )
+from tests.support.waiting import HANG_S
 
 pytestmark = pytest.mark.network
 
@@ -245,6 +252,61 @@ def test_no_srt_server_is_said() -> None:
         open_stream(f"srt://{LOOPBACK}:{free_port()}", live=QUICK_END), until=reported(LOST)
     )
     assert "no SRT server answers there" in details_of(items, LOST)[0]
+
+
+_ENTER = """
+import threading
+from adapters.sources.streams.srt_program import SrtProgram
+from adapters.sources.streams.stream_address import parse_stream_address
+from engine.config import LiveSourcesConfig
+config = LiveSourcesConfig()
+address = parse_stream_address("srt://127.0.0.1:9000?mode=listener", config=config)
+with SrtProgram(address, config=config, stop=threading.Event()):
+    threading.Event().wait()
+"""
+
+
+def test_the_program_of_srt_does_not_outlive_a_run_that_is_killed(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("Linux alone ends a program with whoever started it")
+    alive = tmp_path / "alive"
+    os.mkfifo(alive)
+    stand_in = tmp_path / "ffmpeg"  # holds the pipe open until it ends
+    stand_in.write_text(f"#!/bin/sh\nexec > '{alive}'\necho $$\nexec tail -f /dev/null\n")
+    stand_in.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    run = subprocess.Popen([sys.executable, "-c", _ENTER], env=environment)
+    with running(run), alive.open("rb", buffering=0) as said:
+        number = int(said.readline())
+        run.kill()
+        try:
+            assert ready([said.fileno()], HANG_S)
+            assert said.read() == b""
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+
+def test_a_program_of_srt_that_takes_no_address_is_not_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(_: object, **pipes: Any) -> subprocess.Popen[bytes]:
+        deaf = "exec 0<&-; echo; exec tail -f /dev/null"
+        process = popen(["sh", "-c", deaf], **pipes)
+        assert process.stdout is not None
+        process.stdout.readline()
+        started.append(process)
+        return process
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    config = LiveSourcesConfig()
+    address = parse_stream_address("srt://127.0.0.1:9000", config=config)
+    with pytest.raises(BrokenPipeError), SrtProgram(address, config=config, stop=threading.Event()):
+        pass
+    assert started[0].returncode == -signal.SIGKILL
 
 
 def test_without_a_program_that_knows_srt_what_does_is_named(
