@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from engine.mapping.model.calibration_control import CalibrationControl
 from engine.mapping.model.sparse_map import SparseMap
 from tests.support.synthetic import SyntheticWorld, grow, map_of_keyframes, straight_path
 
-OPTIONS = {"max_iterations": 20, "num_threads": 1}
+adjust_20_times = functools.partial(adjust_copy, max_iterations=20, num_threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,8 @@ def bits_of(adjustment: GlobalAdjustment) -> dict[str, Any]:
 
 def test_an_adjustment_of_arrays_has_the_bits_of_one_of_the_map(sparse_map: SparseMap) -> None:
     before = bits_of(start_global_adjustment(sparse_map))
-    here = bits_of(adjust_copy(start_global_adjustment(sparse_map), **OPTIONS))
-    there = bits_of(adjust_copy(start_global_adjustment(sparse_map), **OPTIONS, adjust=elsewhere))
+    here = bits_of(adjust_20_times(start_global_adjustment(sparse_map)))
+    there = bits_of(adjust_20_times(start_global_adjustment(sparse_map), adjust=elsewhere))
     assert len(before["keyframe_ids"]) == 7
     assert list(before["keyframe_ids"]) != sorted(before["keyframe_ids"])
     assert np.abs(here["poses"] - before["poses"]).max() > 1e-5
