@@ -846,6 +846,7 @@ def _after_survey(outcome: RunOutcome, control: Control) -> tuple[RunOutcome, bo
         return outcome, False
     for line in lines:
         _say(line)
+    _renew_report(outcome.path)
     summary = json.loads((outcome.path / "summary.json").read_text(encoding="utf-8"))
     return replace(outcome, summary=summary), True
 

@@ -153,13 +153,18 @@ class TrackingStage:
         frames: asyncio.Queue[DecodedFrame | None] = asyncio.Queue(ahead.keyframes_ahead)
 
         async def decode() -> None:
+            is_needed = True
             try:
                 while (decoded := await self._ingestion.next_frame()) is not None:
                     if self._are_photos(decoded.source_idx):
                         ahead.describe_ahead(decoded.frame)
                     await frames.put(decoded)
+            except asyncio.CancelledError:
+                is_needed = False
+                raise
             finally:
-                await frames.put(None)
+                if is_needed:  # else nobody takes frames, and the queue may be full
+                    await frames.put(None)
 
         decoding = asyncio.create_task(decode(), name="decoding ahead")
         try:
