@@ -121,7 +121,10 @@ def survey_run(
             laid, lines = _compared(run, marks, bars, former)
         else:
             laid, lines = _scaled(marks, bars)
-        path, products = write_laid(run, models, laid, config=config, arguments=arguments)
+        is_moved = is_surveyed or former is None
+        path, products = write_laid(
+            run, models, laid, config=config, arguments=arguments if is_moved else None
+        )
     finally:
         lock.let_go()
     lines += [*marks.lines(), *([products] if products else []), f"written as {path}"]

@@ -269,12 +269,19 @@ def write_laid(
     laid: Laid,
     *,
     config: Config,
-    arguments: Sequence[str],
+    arguments: Sequence[str] | None,
 ) -> tuple[Path, str]:
     """Writes the moved maps as the next snapshot, and with it the files that say where they lie.
 
     `latest` changes last: whatever fails before, another call does it all again. Then the products
     are made again in the new frame.
+
+    Args:
+        run: a run folder that nobody else writes to.
+        models: of its newest snapshot; they are moved.
+        laid: where the first of them is to lie.
+        config: of the run.
+        arguments: of the command line, kept for a run that goes on; None: those of before stay.
 
     Returns:
         The snapshot, and what came of the products, see `make_products_again`.
@@ -286,7 +293,7 @@ def write_laid(
     places = _places(models, laid, former_entries)
     try:
         beside = {
-            run / LAID_ONTO: record_of(arguments),
+            **({} if arguments is None else {run / LAID_ONTO: record_of(arguments)}),
             **_trajectories(run, places),
             **_summary(run / "summary.json", laid.summary, has_products=has_products(run)),
             **_events(run / "events.jsonl", laid.event),
