@@ -52,7 +52,7 @@ class Viewer:
 
     def __init__(self, view: RerunView, path: Path) -> None:
         assert view.viewer_command is not None
-        url = view.viewer_command.removeprefix("rerun ")
+        url = view.viewer_command.split()[-1]
         command = [viewer_program(), "--bind", "127.0.0.1", "--save", str(path), "--connect", url]
         self.path = path
         self.process = subprocess.Popen(
