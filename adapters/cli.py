@@ -7,7 +7,7 @@ Exit codes; of a run they say what is on disk:
          run broke off, as on a disk that is nearly full; the last line says which
     2    the request is refused, and nothing was changed
     3    a map was made and saved whole, and its verdict is not good, or it could not be laid onto
-         the ground control that was given
+         the ground control that was given, or onto what it was laid onto before it went on
     130  a third signal ended the run; what was on disk by then is there
 
 A run that is killed has the code of its signal (137 for SIGKILL). Its folder keeps ``.lock``, which
@@ -873,18 +873,32 @@ def _surveyed(run_folder: Path, control: Control, *, settings: Sequence[str] = (
     return survey(run_folder, control, settings=settings).lines
 
 
-def _after_survey(outcome: RunOutcome, control: Control) -> tuple[RunOutcome, bool]:
-    """The outcome of a run that was laid onto ground control, and whether it could be."""
+def _laid_out(outcome: RunOutcome, control: Control | None) -> tuple[RunOutcome, list[str]]:
+    """The outcome of a run that was laid onto what it is for, and lines on why it could not be.
+
+    Without ground control it is laid onto what it was laid onto after a former end, if it was.
+    """
+    from adapters.georeference import lay_again
+    from engine.output.laid_onto import command_to_lay_again
+
+    command = command_to_lay_again(outcome.path)
+    if control is None and not command:
+        return outcome, []
     try:
         with native_log_captured():
-            lines = _surveyed(outcome.path, control)
+            lines = lay_again(outcome.path) if control is None else _surveyed(outcome.path, control)
     except EngineError as error:
-        _say(f"not laid onto ground control: {error}")
-        return outcome, False
+        if control is not None:
+            return outcome, [f"not laid onto ground control: {error}"]
+        return outcome, [
+            f"NOT laid again onto what the map was laid onto before: {error}",
+            f"once that is mended: {command}",
+        ]
     for line in lines:
         _say(line)
+    _renew_report(outcome.path)
     summary = json.loads((outcome.path / "summary.json").read_text(encoding="utf-8"))
-    return replace(outcome, summary=summary), True
+    return replace(outcome, summary=summary), []
 
 
 def _finish(
@@ -897,9 +911,9 @@ def _finish(
     from engine.types import VerdictLevel
 
     is_made, complaints = outcome.num_registered >= 2, _complaints(outcome)
-    is_surveyed = True
-    if control is not None and is_made:
-        outcome, is_surveyed = _after_survey(outcome, control)
+    not_laid: list[str] = []
+    if is_made:
+        outcome, not_laid = _laid_out(outcome, control)
     recordings = sorted(outcome.path.glob("recording*.rrd"), key=lambda one: one.stat().st_mtime)
     if is_made and recordings:
         viewer = Path(sys.executable).with_name("rerun")
@@ -913,7 +927,7 @@ def _finish(
         *_place_lines(outcome),
         *_fault_lines(outcome),
     ]
-    for line in [*lines, *_verdict_lines(outcome, is_made=is_made)]:
+    for line in [*lines, *_verdict_lines(outcome, is_made=is_made), *not_laid]:
         _say(line)
     _say(
         f"{outcome.path}: {outcome.num_registered} of {outcome.num_keyframes} keyframes registered"
@@ -924,7 +938,7 @@ def _finish(
         options.staying.stay(was_stopped=outcome.stopped_by == "signal")
     if not is_made or complaints:
         _leave(outcome, NOTHING_MADE)
-    is_good = outcome.verdict.level is VerdictLevel.GOOD and is_surveyed
+    is_good = outcome.verdict.level is VerdictLevel.GOOD and not not_laid
     _leave(outcome, 0 if is_good else DOUBTED)
 
 

@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NUM_VALUES = {  # of the options in what a run keeps of the command
+    "--positions": 1,
+    "--clock-offset": 1,
+    "--gcp": 1,
+    "--check": 1,
+    "--scale-bar": 3,
+    "--set": 1,
+}
 _UNIX_TIME_S = 1e9  # times from here on are of one clock, whatever the source
 
 
@@ -143,6 +151,61 @@ def survey(run: Path, control: Control, *, settings: Sequence[str] = ()) -> Surv
         config=config,
         arguments=control.arguments + _setting_arguments(settings),
     )
+
+
+def lay_again(run: Path) -> Sequence[str]:
+    """Lays the map of a run that went on onto what it was laid onto after a former end.
+
+    Returns:
+        Lines for people.
+
+    Raises:
+        ConfigError: it was not laid, the files cannot be read any more, or they do not fit.
+        AdapterUnavailableError: a file's coordinate system needs a package.
+        SnapshotError: the snapshot cannot be read or written.
+    """
+    from engine.output.laid_onto import LAID_ONTO, arguments_to_lay_again
+
+    arguments = arguments_to_lay_again(run)
+    if arguments is None:
+        raise ConfigError(f"{run}: was not laid onto anything after its end")
+    try:
+        given = _values(arguments)
+        offsets_s = [float(one) for (one,) in given.get("--clock-offset", ())]
+        bars = [(a, b, float(metres)) for a, b, metres in given.get("--scale-bar", ())]
+    except ValueError as error:
+        raise ConfigError(f"{run / LAID_ONTO}: is damaged") from error
+    files, checks, settings, gcps = (
+        [one for (one,) in given.get(name, ())]
+        for name in ("--positions", "--check", "--set", "--gcp")
+    )
+    if files:
+        offset_s = offsets_s[-1] if offsets_s else None
+        return (georeference(run, files, clock_offset_s=offset_s, settings=settings).words,)
+    control = Control(
+        file=Path(gcps[-1]) if gcps else None,
+        checks=tuple(checks),
+        bar=bars[-1] if bars else None,
+    )
+    return survey(run, control, settings=settings).lines
+
+
+def _values(arguments: Sequence[str]) -> dict[str, list[list[str]]]:
+    """What stands behind each option, every time that it is there.
+
+    Raises:
+        ValueError: one is not known, or its values are missing.
+    """
+    given: dict[str, list[list[str]]] = {}
+    rest = list(arguments)
+    while rest:
+        name = rest.pop(0)
+        num = _NUM_VALUES.get(name, 0)
+        if not 0 < num <= len(rest):
+            raise ValueError(name)
+        given.setdefault(name, []).append(rest[:num])
+        del rest[:num]
+    return given
 
 
 def _with_frames(points: Sequence[ControlPoint], frames: Iterable[str]) -> list[ControlPoint]:

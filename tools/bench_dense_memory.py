@@ -149,7 +149,7 @@ def fused(dense_map: DenseMap, poses: KeyframePoses, work: Path, begun_mb: float
     num_points = write_dense_points(
         work,
         dense_map.points(dense_map.placed(poses)),
-        DenseWorld(poses=poses, placement=None, is_in_metres=False, verdict=Verdict()),
+        DenseWorld(poses=poses, origin=None, verdict=Verdict()),
         DenseConfig(),
         between=lambda: peaks.append(rss_mb()),
     )

@@ -173,10 +173,15 @@ def _more(num: int) -> str:
 
 # -- products -----------------------------------------------------------------------------------
 
+_FORMER_FRAME = (
+    "The products lie in the former frame of the map: it was laid out later, and they could not be"
+    " made again there."
+)
+
 
 def products_section(record: RunRecord) -> Section | None:
     """Pictures of what was made: orthophoto, surface, dense points; None where nothing was."""
-    missing: list[str] = []
+    missing = [_FORMER_FRAME] * record.summary.dense.products_in_former_frame
     figures: list[Figure] = []
     for draw in (_orthophoto, _surface, _dense):
         try:

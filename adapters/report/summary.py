@@ -183,6 +183,7 @@ class DenseRecord(_Record):
     keyframes_with_depth: int = 0
     keyframes_without: dict[str, int] = Field(default_factory=dict)
     written: WrittenDense | None = None
+    products_in_former_frame: bool = False  # the map was laid out later, and they are not there
 
 
 class OverlayRecord(_Record):

@@ -121,12 +121,14 @@ def survey_run(
             laid, lines = _compared(run, marks, bars, former)
         else:
             laid, lines = _scaled(marks, bars)
-        path = write_laid(run, models, laid, config=config, arguments=arguments)
+        is_moved = is_surveyed or former is None
+        path, products = write_laid(
+            run, models, laid, config=config, arguments=arguments if is_moved else None
+        )
     finally:
         lock.let_go()
-    if any((run / "products").glob("*")):
-        lines.append("products/ stay in the former frame")
-    return Surveyed(lines=(*lines, *marks.lines(), f"written as {path}"), snapshot=path)
+    lines += [*marks.lines(), *([products] if products else []), f"written as {path}"]
+    return Surveyed(lines=tuple(lines), snapshot=path)
 
 
 def _marks_in(

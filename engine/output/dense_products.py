@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engine.config import DenseConfig
 from engine.cpu_time import Stage, charged_to
+from engine.dense.dense_map import DenseMap
 from engine.dense.fusion import FusionLimits, fuse
 from engine.dense_types import DensePoints, KeyframePoses
 from engine.errors import JournalError
@@ -16,9 +16,6 @@ from engine.output.dense_ply import DENSE_PLY_NAME, camera_comments, write_dense
 from engine.output.ground_products import GroundProducts
 from engine.output.run_folder import PRODUCTS_FOLDER
 from engine.types import FrameId, GpsFix, Verdict, VerdictLevel
-
-if TYPE_CHECKING:
-    from engine.mapping.positions.georeferencing import Placement
 
 DENSE_PLY = f"{PRODUCTS_FOLDER}/{DENSE_PLY_NAME}"
 
@@ -28,16 +25,17 @@ class DenseWorld:
     """The world that products are in: that of a snapshot's main map."""
 
     poses: KeyframePoses
-    placement: Placement | None  # on the globe
-    is_in_metres: bool  # east, north, up of the placement's origin; else in the map's unit
+    origin: GpsFix | None  # of east, north, up in metres; None: the world is in the map's unit
     verdict: Verdict  # on the map
 
-    @property
-    def origin(self) -> GpsFix | None:
-        """Of east, north, up in metres; None: the world is in the map's unit."""
-        if self.is_in_metres and self.placement is not None:
-            return self.placement.georeference.origin
-        return None
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WrittenPoints:
+    """Points of a dense map that were written."""
+
+    num_keyframes: int
+    num_points: int
+    versions: dict[FrameId, int]  # of the depth maps that are right
 
 
 @charged_to(Stage.DENSE_FUSION)
@@ -105,6 +103,52 @@ def write_dense_points(
         return write_dense_ply(path, fused, comments=comments)
     except OSError as error:
         raise JournalError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def write_points_of(
+    dense_map: DenseMap,
+    run_path: Path,
+    world: DenseWorld,
+    config: DenseConfig,
+    *,
+    ground: GroundProducts | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> WrittenPoints:
+    """Writes the points of a dense map where its keyframes are in a world.
+
+    Args:
+        dense_map: gives the points.
+        run_path: of the run folder.
+        world: of the points.
+        config: how they are fused.
+        ground: collects the fused points, too.
+        between: is called before each keyframe and after each part of space; what it raises ends
+            the writing.
+
+    Raises:
+        JournalError: they cannot be written; the former file is as it was.
+    """
+    placed = dense_map.placed(world.poses)
+    num_points = write_dense_points(
+        run_path,
+        _before_each(dense_map.points(placed), between),
+        world,
+        config,
+        ground=ground,
+        between=between,
+    )
+    right = {one.frame_id for one in placed if not one.is_wrong}
+    return WrittenPoints(
+        num_keyframes=len(placed),
+        num_points=num_points,
+        versions={i: v for i, v in dense_map.depth_versions().items() if i in right},
+    )
+
+
+def _before_each(parts: Iterable[DensePoints], before: Callable[[], None]) -> Iterator[DensePoints]:
+    for part in parts:
+        before()
+        yield part
 
 
 def _each(parts: Iterable[DensePoints], between: Callable[[], None]) -> Iterator[DensePoints]:

@@ -42,6 +42,7 @@ from engine.mapping.steps import MapCopy
 from engine.mapping.stored_state import StoredModel
 from engine.output.files import written_atomically
 from engine.output.laid_onto import LAID_ONTO, record_of
+from engine.output.products_again import FORMER_FRAME, has_products, make_products_again
 from engine.output.run_folder import trajectory_name
 from engine.output.run_lock import RunLock
 from engine.output.snapshots import next_sequence, read_models, write_snapshot
@@ -57,7 +58,7 @@ class LaidOut:
     placement: Placement
     clock_offset_s: float | None  # None: the positions go by names
     snapshot: Path
-    has_products: bool  # dense ones, which stay where they are
+    products: str  # what came of its products, in words; "": it has none
 
     @property
     def words(self) -> str:
@@ -65,12 +66,7 @@ class LaidOut:
         found = self.placement.georeference
         offset_s = self.clock_offset_s
         offset = "" if offset_s is None else f", clock offset {offset_s:.2f} s"
-        products = (
-            "; products/ stays in the former frame: livesfm run ... --positions makes them on the"
-            " globe"
-            if self.has_products
-            else ""
-        )
+        products = f"; {self.products}" if self.products else ""
         return (
             f"map laid onto {found.num_inliers} positions: {found.rmse_m:.2f} m rms, a map unit"
             f" was {found.metres_per_map_unit:.4g} m{offset}; written in metres as"
@@ -136,14 +132,16 @@ def georeference_run(
                 clock_offset_s = _offset_of(keyframes, track)
             fixes = _fixes_at(keyframes.times_s + clock_offset_s, track, config=config)
         placement = _placed(keyframes, fixes, config=config)
-        path = write_laid(run, models, _laid(placement), config=config, arguments=arguments)
+        path, products = write_laid(
+            run, models, _laid(placement), config=config, arguments=arguments
+        )
     finally:
         lock.let_go()
     return LaidOut(
         placement=placement,
         clock_offset_s=clock_offset_s,
         snapshot=path,
-        has_products=any((run / "products").glob("*")),
+        products=products,
     )
 
 
@@ -271,11 +269,22 @@ def write_laid(
     laid: Laid,
     *,
     config: Config,
-    arguments: Sequence[str],
-) -> Path:
+    arguments: Sequence[str] | None,
+) -> tuple[Path, str]:
     """Writes the moved maps as the next snapshot, and with it the files that say where they lie.
 
-    `latest` changes last: whatever fails before, another call does it all again.
+    `latest` changes last: whatever fails before, another call does it all again. Then the products
+    are made again in the new frame.
+
+    Args:
+        run: a run folder that nobody else writes to.
+        models: of its newest snapshot; they are moved.
+        laid: where the first of them is to lie.
+        config: of the run.
+        arguments: of the command line, kept for a run that goes on; None: those of before stay.
+
+    Returns:
+        The snapshot, and what came of the products, see `make_products_again`.
 
     Raises:
         SnapshotError: a file is damaged or cannot be written.
@@ -284,9 +293,9 @@ def write_laid(
     places = _places(models, laid, former_entries)
     try:
         beside = {
-            run / LAID_ONTO: record_of(arguments),
+            **({} if arguments is None else {run / LAID_ONTO: record_of(arguments)}),
             **_trajectories(run, places),
-            **_summary(run / "summary.json", laid.summary),
+            **_summary(run / "summary.json", laid.summary, has_products=has_products(run)),
             **_events(run / "events.jsonl", laid.event),
         }
     except (OSError, ValueError) as error:
@@ -319,7 +328,10 @@ def write_laid(
         config=config.snapshots.model_copy(update={"min_track_length": 2}),
         before_latest=lambda: _replace_together(beside),
     )
-    return written.path
+    products = make_products_again(
+        run, models[0].reconstruction, origin=laid.origin, config=config.dense
+    )
+    return written.path, products
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -454,11 +466,13 @@ def _moved(line: str, enu_from_map: Float64Array) -> str:
     return " ".join([time, *(f"{number:.12g}" for number in numbers.tolist())])
 
 
-def _summary(path: Path, changes: Mapping[str, object]) -> dict[Path, bytes]:
-    """The ``summary.json`` with changes, where there is one."""
+def _summary(path: Path, changes: Mapping[str, object], *, has_products: bool) -> dict[Path, bytes]:
+    """The ``summary.json`` with changes, where there is one; products are not moved yet."""
     if not path.is_file():
         return {}
     record = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    if has_products:
+        record["dense"] = {**record.get("dense", {}), FORMER_FRAME: True}
     return {path: f"{json.dumps(record, indent=2)}\n".encode()}
 
 

@@ -249,8 +249,9 @@ class Snapshots:
             self._taken(
                 DenseWorld(
                     poses=snapshot.poses,
-                    placement=snapshot.placement,
-                    is_in_metres=snapshot.copies[0].is_in_metres,
+                    origin=snapshot.placement.georeference.origin
+                    if snapshot.placement is not None and snapshot.copies[0].is_in_metres
+                    else None,
                     verdict=snapshot.verdict,
                 )
             )

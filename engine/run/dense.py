@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -36,7 +36,6 @@ from engine.dense.dense_map import DenseMap, PlacedKeyframe
 from engine.dense.depth import DepthOptions, SeeDepth, estimate_depth
 from engine.dense_types import (
     DenseCloud,
-    DensePoints,
     DepthEstimate,
     DepthMap,
     DepthProblem,
@@ -48,7 +47,13 @@ from engine.events import DenseMapWritten, DepthEstimated, RunPart
 from engine.geometry import similarity_between_poses
 from engine.mapping.depth_problems import DenseHandout
 from engine.mapping.mapper import Mapper
-from engine.output.dense_products import DENSE_PLY, DenseWorld, write_dense_points, write_ground
+from engine.output.dense_products import (
+    DENSE_PLY,
+    DenseWorld,
+    WrittenPoints,
+    write_ground,
+    write_points_of,
+)
 from engine.output.depth_store import DepthStore
 from engine.output.ground_products import GroundProducts
 from engine.output.keyframe_images import KeyframeImages
@@ -172,15 +177,6 @@ class _Product:
 
     points: int = 0
     verdict: str = ""  # on the map; "": none is written
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Points:
-    """Points that were written."""
-
-    num_keyframes: int
-    num_points: int
-    versions: dict[FrameId, int]  # of the depth maps that are right
 
 
 class DenseMaking:
@@ -625,35 +621,25 @@ class DenseMaking:
             await self._writer.schedule(failed)
         return None
 
-    def _write_points(self, world: DenseWorld) -> _Points:
+    def _write_points(self, world: DenseWorld) -> WrittenPoints:
         """On a thread: writes the points of a snapshot."""
         _be_nice()
-        placed = self._map.placed(world.poses)
-        num_points = write_dense_points(
+        return write_points_of(
+            self._map,
             self._run_path(),
-            self._points_of_product(placed),
             world,
             self._config,
             ground=self._ground,
             between=self._go_on_with_product,
         )
-        right = {one.frame_id for one in placed if not one.is_wrong}
-        return _Points(
-            num_keyframes=len(placed),
-            num_points=num_points,
-            versions={i: v for i, v in self._map.depth_versions().items() if i in right},
-        )
 
-    def _write_ground(self, world: DenseWorld, ground: GroundProducts, points: _Points) -> bool:
+    def _write_ground(
+        self, world: DenseWorld, ground: GroundProducts, points: WrittenPoints
+    ) -> bool:
         """On a thread: writes the ground that the points of a snapshot gave."""
         _be_nice()
         write_ground(self._run_path(), world, ground, points.versions)
         return True
-
-    def _points_of_product(self, placed: list[PlacedKeyframe]) -> Iterator[DensePoints]:
-        for points in self._map.points(placed):
-            self._go_on_with_product()
-            yield points
 
     def _depth_of_product(self, frame_id: FrameId) -> DepthMap | None:
         self._go_on_with_product()

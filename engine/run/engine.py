@@ -961,8 +961,8 @@ def _opened(source: Source, role: SourceRole) -> SourceOpened:
 def _not_laid(command: str) -> str:
     """Words for positions that came after an end of the run."""
     return (
-        "the positions that the map was laid onto after an end of the run are no part of it; once"
-        f" the run has ended, lay the map onto them again: {command}"
+        "the positions that the map was laid onto after an end of the run are no part of it while"
+        f" it goes on; at its end livesfm resume lays the map onto them again: {command}"
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from adapters import cli
-from adapters.georeference import georeference
+from adapters.georeference import georeference, lay_again
 from adapters.run_files import read_frame_rows, read_model
 from engine.config import load_config
 from engine.errors import ConfigError, SnapshotError
@@ -127,6 +127,8 @@ def test_a_run_is_laid_onto_positions_by_the_names_of_its_keyframes(
     assert summary["georeferenced"]
     assert summary["gps_rmse_m"] < 0.3
     assert trajectory_errors_m(run, world).max() < 0.3
+    (line,) = lay_again(run)  # once it went on
+    assert line.startswith("map laid onto 16 positions")
 
 
 @pytest.mark.slow
@@ -140,6 +142,8 @@ def test_a_run_is_laid_onto_a_track_whose_clock_is_another(
     given = georeference(run, [str(tmp_path / "p.gpx")], clock_offset_s=START_S + 100.0)
     assert given.placement.georeference.metres_per_map_unit == pytest.approx(1.0, abs=0.01)
     assert errors_m(run, world).max() < 0.3
+    (line,) = lay_again(run)
+    assert f"clock offset {START_S + 100.0:.2f} s" in line
 
 
 @pytest.mark.slow

@@ -379,3 +379,54 @@ def test_a_run_whose_control_points_do_not_fit_keeps_its_map_and_says_so(
         cli._finish(outcome, options, control=Control(file=write_gcp(tmp_path / "g.txt", world)))
     assert exit_.value.exit_code == 0
     assert "map laid onto 6 control points" in capsys.readouterr().out
+
+
+def finish(run: Path) -> int:
+    """The exit code of a run that went on and has ended, without ground control of its own."""
+    outcome = RunOutcome(
+        path=run,
+        stopped_by=StoppedBy.END_OF_SOURCES,
+        num_keyframes=NUM_FRAMES,
+        num_registered=NUM_FRAMES,
+        summary=summary_of(run),
+    )
+    options = LaunchOptions(
+        sources=("x",), path=run, overwrite=False, view_mode=ViewMode.NONE, show_progress=False
+    )
+    with pytest.raises(typer.Exit) as exit_:
+        cli._finish(outcome, options)
+    return exit_.value.exit_code
+
+
+@pytest.mark.slow
+def test_a_run_that_went_on_is_laid_again_onto_what_it_was_laid_onto(
+    run: Path,
+    finished: Path,
+    world: SyntheticWorld,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = write_gcp(tmp_path / "g.txt", world)
+    assert finish(run) == 0  # laid onto nothing
+    assert "laid" not in capsys.readouterr().out
+    survey(run, Control(file=file, checks=("G6",)), settings=["georeference.max_error_m=9"])
+    laid = (run / "laid_onto.json").read_bytes()
+    ends = ["+".join(_mark_words(world, name)) for name in ("G1", "G5")]
+    survey(run, Control(bar=(ends[0], ends[1], 9.0)))
+    assert (run / "laid_onto.json").read_bytes() == laid  # a bar that is compared moves nothing
+    again = Path(shutil.copytree(finished, tmp_path / "again", symlinks=True))  # as it went on
+    shutil.copy(run / "laid_onto.json", again)
+    assert finish(again) == 0
+    assert "map laid onto 5 control points" in capsys.readouterr().out
+    assert errors_m(again, world).mean() < 0.2
+    assert gcp_of(again)["G6"]["is_check"]
+    assert (again / "laid_onto.json").read_bytes() == laid
+    file.unlink()
+    assert finish(again) == cli.DOUBTED
+    *_, why, command, last = capsys.readouterr().out.splitlines()
+    assert why.startswith("NOT laid again onto what the map was laid onto before: ")
+    assert command.endswith(command_to_lay_again(again))
+    assert last.startswith(f"{again}: {NUM_FRAMES} of {NUM_FRAMES} keyframes registered")
+    (again / "laid_onto.json").write_text('{"arguments": ["--gcp"]}')
+    assert finish(again) == cli.DOUBTED
+    assert "laid_onto.json: is damaged" in capsys.readouterr().out

@@ -20,7 +20,7 @@ POSES = KeyframePoses(
     focal_px=np.array([100.0]),
     border_rays=np.tile([0.0, 0.0, 1.0], (1, 8, 1)),
 )
-WORLD = DenseWorld(poses=POSES, placement=None, is_in_metres=False, verdict=Verdict())
+WORLD = DenseWorld(poses=POSES, origin=None, verdict=Verdict())
 
 
 def wall() -> DensePoints:

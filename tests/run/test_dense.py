@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import engine.dense.dense_map as dense_map_module
+import engine.output.dense_products as dense_products_module
 import engine.run.dense as dense_module
 import engine.run.engine as engine_module
 from engine.dense_types import (
@@ -248,7 +249,7 @@ def test_a_product_that_cannot_be_written_is_named_and_costs_no_map(
     def is_full(*args: Any, **kwargs: Any) -> int:
         raise JournalError("products/dense.ply: cannot be written: No space left on device")
 
-    monkeypatch.setattr(dense_module, "write_dense_points", is_full)
+    monkeypatch.setattr(dense_products_module, "write_dense_points", is_full)
     outcome, written = a_run(tmp_path / "run")
     assert outcome.num_registered == NUM_FRAMES
     assert "products/dense.ply" in outcome.not_saved
@@ -418,7 +419,7 @@ def test_products_that_break_are_named_as_not_saved_and_move_no_run(
             errno.EACCES, "Permission denied"
         )
 
-    monkeypatch.setattr(dense_module, "write_dense_points", breaks)
+    monkeypatch.setattr(dense_products_module, "write_dense_points", breaks)
     outcome, written = a_run(tmp_path / "run")
     assert outcome.path == tmp_path / "run"
     assert outcome.not_saved == ("products/dense.ply",)
@@ -520,7 +521,7 @@ def test_nothing_writes_once_the_run_has_let_go_of_its_folder(
             raise
         return 0
 
-    monkeypatch.setattr(dense_module, "write_dense_points", is_dropped_meanwhile)
+    monkeypatch.setattr(dense_products_module, "write_dense_points", is_dropped_meanwhile)
     outcome, written = run(engine)
     assert ended_by == ["it is stopped"]
     assert outcome.not_saved == ()
@@ -566,7 +567,7 @@ def test_a_disk_that_stalls_at_the_end_costs_the_products_and_the_run_ends(
             wait([result], 0.01)
         return result.done()
 
-    monkeypatch.setattr(dense_module, "write_dense_points", stall)
+    monkeypatch.setattr(dense_products_module, "write_dense_points", stall)
     monkeypatch.setattr(dense_module, "_MIN_FOR_PRODUCT", NUM_FRAMES + 1)  # not before the end
     outcome, written = a_run(tmp_path / "run", wait_for_call=waits)
     goes_on.set()

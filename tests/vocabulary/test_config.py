@@ -348,6 +348,13 @@ def test_an_overlay_changes_something_and_stays_small(name: str) -> None:
     assert len(changed) < len(builtin_values()) / 4
 
 
+def test_photos_of_a_survey_get_their_depth_before_its_share_of_the_cpu_time_is_spent() -> None:
+    drone = load_config(["drone"])
+    assert drone.dense.orthophoto
+    assert drone.dense.max_cpu_share == 0.9
+    assert load_config().dense.max_cpu_share == 0.25
+
+
 # -- presets --------------------------------------------------------------------------------------
 
 
