@@ -63,6 +63,7 @@ class Run:
             camera_of=self.main.camera,
             emit=self._emit,
             solve_window=no_solver,
+            adjust=None,
             fix_at=no_fix,
         )
         grow(self.main, WORLD, WORLD.frame_ids[:3])
