@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 END_OF_SOURCES = "end_of_sources"  # in the summary of a run that came to its end
 _MAX_SUMMARY_BYTES = 10_000_000
+_MAX_LINE_BYTES = 100_000  # of an event
+_MAX_FIRST_EVENTS = 100  # among which is the opening of the source
 _LAST_BYTES = 10_000  # of what a run writes
 _WAIT_S = 1.0  # between looks for tasks that have ended
 
@@ -71,12 +73,21 @@ class BatchResult:
         return is_whole and bool(self.summary.get("registered_keyframes"))
 
     @property
+    def is_good(self) -> bool:
+        """Whether the verdict on its map is good."""
+        return self._level == "good"
+
+    @property
+    def _level(self) -> str:
+        verdict = self.summary.get("verdict")
+        return str(verdict.get("level") if isinstance(verdict, dict) else verdict)
+
+    @property
     def row(self) -> tuple[str, ...]:
         """Cells of the table: name, keyframes, registered, error in px, wall seconds, verdict."""
         figures = self.summary
         error_px = figures.get("mean_reprojection_error_px")
-        verdict = figures.get("verdict")
-        words = str(verdict.get("level") if isinstance(verdict, dict) else verdict)
+        words = self._level
         if not self.has_map:
             words = self.error or ("no map" if figures else f"exit code {self.exit_code}")
         wall_s = figures.get("wall_s")
@@ -98,6 +109,9 @@ def plan_batch(
 ) -> list[BatchRun]:
     """A run for each source, in folders of their names in ``out``.
 
+    A folder that another source's run has is left to it, whichever of the sources are given again
+    and in whichever order.
+
     Raises:
         ConfigError: a source does not exist.
     """
@@ -106,14 +120,15 @@ def plan_batch(
         path = Path(source)
         if not path.exists():
             raise ConfigError(f"{source}: does not exist")
+        absolute = str(path.resolve())
         stem = path.resolve().name if path.is_dir() else path.stem
         name, number = stem, 1
-        while name in runs:
+        while name in runs or _source_of(out / name) not in ("", absolute):
             number += 1
             name = f"{stem}_{number}"
         runs[name] = BatchRun(
             name=name,
-            source=str(path.resolve()),
+            source=absolute,
             folder=(out / name).resolve(),
             arguments=tuple(arguments),
         )
@@ -211,6 +226,23 @@ def _result(run: BatchRun, exit_code: int, line: str) -> BatchResult:
     return BatchResult(
         name=run.name, exit_code=exit_code, summary=_summary_of(run.folder), error=line
     )
+
+
+def _source_of(folder: Path) -> str:
+    """The source that a run was started with; "": there is no run, or it opened none."""
+    try:
+        with (folder / "events.jsonl").open("rb") as file:
+            lines = [file.readline(_MAX_LINE_BYTES) for _ in range(_MAX_FIRST_EVENTS)]
+    except OSError:
+        return ""
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and event.get("event") == "SourceOpened":
+            return str(event.get("address"))
+    return ""
 
 
 def _summary_of(folder: Path) -> dict[str, Any]:

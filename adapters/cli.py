@@ -662,8 +662,9 @@ def batch(
 
     with _errors_reported():
         address = _load(config, settings).remote.address
-        given = [f"--config={one}" for one in config or []]
-        given += [f"--set={one}" for one in settings or [] if not one.startswith("remote.")]
+        names = (os.path.abspath(one) if os.path.isfile(one) else one for one in config or [])
+        given = [f"--config={one}" for one in names]
+        given += [f"--set={one}" for one in [*(settings or []), 'remote.address=""']]
         runs = plan_batch(dataset, out=out, arguments=given)
         results = []
         former = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -682,6 +683,8 @@ def batch(
         _print_table(table)
     if not all(one.has_map and one.exit_code in (None, 0, DOUBTED) for one in results):
         raise typer.Exit(NOTHING_MADE)
+    if not all(one.is_good for one in results):
+        raise typer.Exit(DOUBTED)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import pytest
 
 from adapters import batch
 from adapters.batch import BatchRun, plan_batch, run_batch
-from adapters.cli import INTERRUPTED, NOTHING_MADE
+from adapters.cli import DOUBTED, INTERRUPTED, NOTHING_MADE
 from engine.errors import ConfigError
 from tests.support.paths import ROOT
 from tests.support.small_batches import NUM_PHOTOS, batch_command, rows_of, write_datasets
@@ -47,6 +47,11 @@ class Runs:
             return 1, "livesfm: no images"
         folder = Path(command[1] if command[0] == "resume" else command[command.index("--out") + 1])
         folder.mkdir(parents=True, exist_ok=True)
+        if command[0] == "run":
+            opened = {"event": "SourceOpened", "source": "site", "address": command[1]}
+            (folder / "events.jsonl").write_text(
+                f'{{"event": "RunStarted"}}\n{json.dumps(opened)}\n'
+            )
         (folder / "summary.json").write_text(json.dumps(SUMMARY))
         return 0, "verdict: good"
 
@@ -71,6 +76,20 @@ def test_each_dataset_gets_a_run_of_its_name_and_two_of_one_name_get_two(
     ]
     assert all(command[0] == "run" for command in runs.commands)
     assert all("--set=sift.max_features=9" in command for command in runs.commands)
+
+
+def test_datasets_of_one_name_keep_their_runs_in_whichever_order_they_are_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs()
+    monkeypatch.setattr(batch, "make_run", runs)
+    out = tmp_path / "runs"
+    first, second, third = folders(tmp_path, "a/site", "b/site", "c/site")
+    list(run_batch(plan_batch([first, second], out=out)))
+    planned = plan_batch([third, second, first], out=out)
+    assert [run.name for run in planned] == ["site_3", "site_2", "site"]
+    assert [run.is_done for run in planned] == [False, True, True]
+    assert [run.name for run in plan_batch([second], out=out)] == ["site_2"]
 
 
 def test_what_is_done_is_left_and_what_was_cut_off_goes_on(
@@ -102,6 +121,14 @@ def test_a_dataset_that_cannot_be_reconstructed_costs_itself(
     assert good.row[-1] == "good"
 
 
+@pytest.mark.parametrize(("level", "is_good"), [("good", True), ("doubtful", False)])
+def test_a_map_is_good_where_its_verdict_is(level: str, is_good: bool) -> None:
+    summary = SUMMARY | {"verdict": {"level": level, "reasons": []}}
+    result = batch.BatchResult(name="a", exit_code=None, summary=summary)
+    assert result.has_map
+    assert result.is_good == is_good
+
+
 def test_a_dataset_that_does_not_exist_is_refused_before_any_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere: does not exist"):
         plan_batch([str(tmp_path / "nowhere")], out=tmp_path)
@@ -129,7 +156,7 @@ def test_the_command_makes_each_run_says_what_failed_and_does_nothing_twice(
     assert "no map could be made" in done.stdout
     written = (tmp_path / "runs" / "good" / "summary.json").read_bytes()
     again = run_command(good, out=tmp_path / "runs")
-    assert again.returncode == 0, again.stdout
+    assert again.returncode == DOUBTED, again.stdout
     assert rows_of(again)["good"] == rows["good"]
     assert (tmp_path / "runs" / "good" / "summary.json").read_bytes() == written
 
@@ -153,5 +180,5 @@ def test_a_batch_that_is_interrupted_saves_its_map_and_goes_on_with_it(
         process.wait()
     assert json.loads((out / "good" / "summary.json").read_text())["stopped_by"] == "signal"
     again = run_command(good, out=out)
-    assert again.returncode == 0, again.stdout
+    assert again.returncode == DOUBTED, again.stdout
     assert rows_of(again)["good"][0] == str(NUM_PHOTOS)

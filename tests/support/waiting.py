@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-HANG_S = 600.0
+HANG_S = 180.0
 
 
 class LeapingLoop(asyncio.SelectorEventLoop):

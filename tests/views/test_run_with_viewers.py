@@ -31,7 +31,7 @@ from tests.support.flat_depth import made
 from tests.support.waiting import HANG_S, block_until
 
 NUM_FRAMES = 16
-NUM_SETTLED = NUM_FRAMES - 3  # the newest ones are still adjusted
+NUM_SHOWN = NUM_FRAMES // 2  # at least: the newest are still adjusted, others wait for the end
 WORLD = world_of(NUM_FRAMES)
 DENSE = "/world/dense/"
 
@@ -68,7 +68,7 @@ class Viewer:
 
 
 def dense_points(path: Path) -> dict[str, int]:
-    """How many points of each keyframe a viewer was sent last."""
+    """How many points of each keyframe a viewer was sent last, where there are any."""
     from rerun.chunk import RrdReader
 
     num_points: dict[str, int] = {}
@@ -84,7 +84,7 @@ def dense_points(path: Path) -> dict[str, int]:
             for positions in batch.column("Points3D:positions"):
                 if positions.is_valid:
                     num_points[chunk.entity_path] = len(positions.as_py())
-    return num_points
+    return {path: num for path, num in num_points.items() if num}
 
 
 def shown_clouds(view: RerunView) -> list[DenseCloud]:
@@ -123,10 +123,15 @@ def test_who_comes_late_sees_the_whole_dense_map_beside_viewers_that_hang_and_di
         late = come("late")
 
         def has_all() -> bool:
+            fetched.clear()
             fetched.update(dense_points(late.path))
             chunks = clouds[-1].chunks if clouds else ()
-            whole = {f"{DENSE}keyframe_{one.frame_id:06d}": len(one.colors) for one in chunks}
-            return len(whole) >= NUM_SETTLED and fetched == whole
+            whole = {
+                f"{DENSE}keyframe_{one.frame_id:06d}": len(one.colors)
+                for one in chunks
+                if len(one.colors)
+            }
+            return len(whole) >= NUM_SHOWN and fetched == whole
 
         block_until(has_all, what="the whole dense map")
 
@@ -155,8 +160,8 @@ def test_who_comes_late_sees_the_whole_dense_map_beside_viewers_that_hang_and_di
         for viewer in viewers:
             viewer.end()
     assert len(viewers) == 3
-    assert len(fetched) >= NUM_SETTLED
-    assert sum(fetched.values()) > 5000
+    assert len(fetched) >= NUM_SHOWN
+    assert sum(fetched.values()) > 2500
     written = Written.by(outcome)
     assert outcome.num_registered == NUM_FRAMES
     assert written.summary["dense"]["keyframes_with_depth"] == NUM_FRAMES
