@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -171,6 +171,7 @@ Dispatch = Callable[..., ViewDispatcher]
 def dispatch() -> Iterator[Dispatch]:
     """Makes dispatchers and sees to it that their threads end."""
     made: list[tuple[ViewDispatcher, tuple[ViewWithoutMap, ...]]] = []
+    threads_before = set(threading.enumerate())
 
     def make(*views: ViewWithoutMap) -> ViewDispatcher:
         made.append((ViewDispatcher(views, CONFIG, faults=FaultsSeen(), max_call_s=60.0), views))
@@ -181,13 +182,13 @@ def dispatch() -> Iterator[Dispatch]:
         for view in views:
             view.gate.set()
         dispatcher.close()
-    wait_for_threads_left_behind()
+    wait_for_threads_since(threads_before)
 
 
-def wait_for_threads_left_behind() -> None:
-    """Returns when all threads of closed dispatchers have ended, in views that hung, too."""
+def wait_for_threads_since(before: Collection[threading.Thread]) -> None:
+    """Returns when all threads started since have ended, in views that hung, too."""
     for thread in threading.enumerate():
-        if thread.name == "views":
+        if thread not in before:
             thread.join(HANG_S)
             assert not thread.is_alive()
 
@@ -538,6 +539,7 @@ def test_a_view_that_raises_and_then_hangs_when_closed_is_left_behind(
 def test_a_view_that_hangs_is_left_out_and_the_others_see_everything(
     dispatch: Dispatch, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
+    threads_before = threading.enumerate()
     hanging, sound = FakeView(), FakeView()
     dispatcher = dispatch(hanging, sound)
     stuck(hanging, dispatcher)
@@ -554,7 +556,7 @@ def test_a_view_that_hangs_is_left_out_and_the_others_see_everything(
     sound.wait_for(5)
     dispatcher.close()
     assert sound.shown[-2:] == ["fact 4", "close"]
-    wait_for_threads_left_behind()
+    wait_for_threads_since(threads_before)
     assert hanging.shown == ["fact 0"]  # it does not come back
 
 
