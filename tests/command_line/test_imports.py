@@ -17,7 +17,7 @@ from tests.support.waiting import HANG_S
 OPTIONAL = ["aiohttp", "aiomqtt", "matplotlib"]  # extras
 SLOW_TO_LOAD = ["av", "cv2", "onnxruntime", "pycolmap", "rerun", "torch"]
 OF_RUNS = ["numpy"]  # what a command that starts nothing does without
-NETWORKS = "adapters.matchers.mast3r"  # its modules need torch at once
+NETWORKS = ("adapters.matchers.mast3r.", "adapters.remote.hosted_mast3r")  # need torch at once
 
 # Imports modules in an interpreter of its own, with some packages missing, and tells what changed.
 # What the core's packages do when they are loaded is not the project's: they are loaded before.
@@ -82,7 +82,7 @@ def module_names(folder: str) -> list[str]:
 
 
 def is_network(name: str) -> bool:
-    return name.startswith(f"{NETWORKS}.")
+    return name.startswith(NETWORKS)
 
 
 def run_python(program: str, request: object, *, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,9 +39,17 @@ from tests.support.window_scenes import arc_scene
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.xdist_group("ray")]
 
+
 WIDTH, HEIGHT = 320, 240
 NO_ROWS = np.empty(0, np.int64)
 WAIT_S = 90.0  # for what comes by itself; no test passes by it
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """One for all: starting it takes longer than most of what is tested with it."""
+    with RayCluster(cpus=8) as running:
+        yield running
 
 
 def frames(num: int) -> list[Frame]:
