@@ -77,7 +77,7 @@ def test_a_trainer_that_reads_while_a_run_goes_on_never_sees_half_a_version(
         return figures
 
     monkeypatch.setattr(TrainingFolder, "update", update_and_be_read)
-    settings = ["train=true", "every_keyframes=1", "growth_ratio=0", "min_registered=2"]
+    settings = ["train=true", "every_keyframes=3", "growth_ratio=0", "min_registered=2"]
     sets = [word for one in settings for word in ("--set", f"snapshots.{one}")]
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read)
