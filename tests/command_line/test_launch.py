@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -33,7 +34,7 @@ from engine.config import Config, LiveSourcesConfig
 from engine.errors import AdapterUnavailableError, ConfigError, JournalError
 from engine.output.journal import Journal
 from engine.ports import FrameSource
-from engine.run.engine import RunOutcome, StoppedBy
+from engine.run.engine import Engine, RunOutcome, StoppedBy
 from engine.types import FrameId
 from tests.support.fake_runs import FakeSource, Written, trajectory_lines
 from tests.support.textured_images import frame_of as textured_frame
@@ -93,6 +94,23 @@ def test_photos_go_through_the_engine_into_the_run_folder(tmp_path: Path, photos
     assert written.events[0]["matcher"] == "sift"
     assert b"no map" in (outcome.path / "report.html").read_bytes()
     assert (outcome.path / "images" / "0.jpg").read_bytes() == (photos / "0.jpg").read_bytes()
+
+
+def test_what_is_long_lived_is_left_out_of_garbage_collections_while_a_run_lasts(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_frozen: list[int] = []
+    run = Engine.run
+
+    async def watched(engine: Engine) -> RunOutcome:
+        outcome = await run(engine)
+        num_frozen.append(gc.get_freeze_count())
+        return outcome
+
+    monkeypatch.setattr(Engine, "run", watched)
+    launch(QUIET, options(tmp_path / "run", photos))
+    assert num_frozen[0] > 10_000, "at least all modules"
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_profiled_run_says_where_each_thread_spent_its_time(tmp_path: Path, photos: Path) -> None:
