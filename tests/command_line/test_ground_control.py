@@ -16,12 +16,13 @@ import typer
 from typer.testing import CliRunner
 
 from adapters import cli
-from adapters.georeference import Control, survey
+from adapters.georeference import Control, georeference, survey
 from adapters.launch import LaunchOptions
 from adapters.run_files import read_model
 from adapters.views.view_mode import ViewMode
 from engine.errors import ConfigError
 from engine.geo.georeference import places_on_globe, positions_in_enu
+from engine.geometry import camera_center
 from engine.output.laid_onto import command_to_lay_again
 from engine.output.recovery import recover_run
 from engine.output.run_lock import RunLock
@@ -182,7 +183,43 @@ def test_a_run_is_laid_onto_control_points_and_check_points_show_how_well(
     assert (last["event"], last["num_control"], last["num_check"]) == ("ControlPointsUsed", 6, 2)
     assert len(trajectory_lines(run / "trajectory.txt")) == NUM_FRAMES
     assert done.lines[0].startswith("map laid onto 6 control points: 0.0")
+    assert "a map unit was" in done.lines[0]
     assert done.lines[1].startswith("2 check points: 0.")
+    assert done.lines[2].startswith("there are no positions to check the file's coordinate system")
+    again = survey(run, Control(file=tmp_path / "gcp_list.txt"))
+    assert "; scale changed by " in again.lines[0]
+
+
+@pytest.mark.slow
+def test_control_points_in_a_wrong_zone_are_far_from_the_positions_and_right_ones_are_not(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    centers = np.array([camera_center(world.pose(i)) for i in world.frame_ids])
+    on_globe = places_on_globe(METRES_PER_UNIT * centers, origin=ORIGIN)
+    rows = [
+        f"{i - 1:06d}.jpg,{latitude:.9f},{longitude:.9f},{altitude:.4f}"
+        for i, (latitude, longitude, altitude) in zip(
+            world.frame_ids, on_globe.tolist(), strict=True
+        )
+    ]
+    positions = tmp_path / "p.csv"
+    positions.write_text("\n".join(["name,latitude,longitude,altitude", *rows]))
+    georeference(run, [str(positions)])
+    right = write_gcp(tmp_path / "right.txt", world)
+    header, *marked = right.read_text().splitlines()
+    cells = [row.split() for row in marked]
+    moved = [" ".join([str(float(x) + 6.0), *rest]) for x, *rest in cells]
+    wrong = tmp_path / "wrong.txt"
+    wrong.write_text("\n".join([header, *moved]))
+    done = survey(run, Control(file=wrong))
+    assert any(line.startswith("WARNING: ") and "UTM zone" in line for line in done.lines)
+    record = summary_of(run)["georeference"]["moved_from_positions"]
+    assert record["is_far"]
+    assert record["horizontal_m"] > 1e5
+    done = survey(run, Control(file=right))  # positions are still what it is compared with
+    (line,) = [line for line in done.lines if "from where positions had them" in line]
+    assert not any(line.startswith("WARNING: ") for line in done.lines), line
+    assert not summary_of(run)["georeference"]["moved_from_positions"]["is_far"]
 
 
 @pytest.mark.slow
