@@ -66,13 +66,13 @@ class _Marks:
 
     def lines(self) -> list[str]:
         """What is left out, and why."""
-        lines = [f"not used: {name}: {why}" for name, why in self.problems.items()]
         by_reason: dict[str, list[str]] = {}
         for name, why in self.images_elsewhere.items():
             by_reason.setdefault(why, []).append(name)
-        lines += [
+        lines = [
             f"marks in images that {why}: {_listed(names)}" for why, names in by_reason.items()
         ]
+        lines += [f"not used: {name}: {why}" for name, why in self.problems.items()]
         for name, one in self.located.items():
             for image, error_px, agrees in zip(
                 one.image_names, one.marked.residuals_px, one.marked.agrees, strict=True
@@ -273,7 +273,8 @@ def _laid_onto_points(
         seed=config.runtime.seed,
     )
     if isinstance(fit, str):
-        raise ConfigError("; ".join([fit, *marks.lines()]))
+        left_out = marks.lines()
+        raise ConfigError("; ".join([fit, *left_out] if surveyed else [*left_out, fit]))
     onto = fit.georeference.enu_from_map
     bar_records = _bar_records(marks, bars, onto)
     origin = fit.georeference.origin

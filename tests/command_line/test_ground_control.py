@@ -16,7 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 from adapters import cli
-from adapters.georeference import Control, georeference, survey
+from adapters.georeference import Control, _with_frames, georeference, survey
 from adapters.launch import LaunchOptions
 from adapters.run_files import read_model
 from adapters.views.view_mode import ViewMode
@@ -28,7 +28,7 @@ from engine.output.recovery import recover_run
 from engine.output.run_lock import RunLock
 from engine.output.stored_run import read_stored_run
 from engine.run.engine import RunOutcome, StoppedBy
-from engine.types import Float64Array, GpsFix
+from engine.types import ControlPoint, Float64Array, GpsFix, ImageMark
 from tests.support.fake_runs import (
     FakeSource,
     WorldMatcher,
@@ -266,6 +266,59 @@ def test_what_is_not_in_the_map_is_named(run: Path, world: SyntheticWorld, tmp_p
     assert "marks in images that are not in the map: DJI_9.JPG" in done.lines
     assert set(summary_of(run)["georeference"]["gcp_left_out"]) == {"G8", "G9"}
     assert gcp_of(run)["G1"]["is_check"]
+
+
+def marked(*images: str) -> ControlPoint:
+    return ControlPoint(
+        name="P", fix=None, marks=tuple(ImageMark(image_name=one, xy=(1.0, 1.0)) for one in images)
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "frames", "expected"),
+    [
+        (("photos/DJI_1.JPG", "photos/DJI_2.JPG"), ("DJI_1.jpg", "DJI_2.jpg"), ...),
+        (("C:\\job\\a\\DJI_1.JPG", "C:\\job\\b\\DJI_1.JPG"), ("a/DJI_1.jpg", "b/DJI_1.jpg"), ...),
+        (("photos/DJI_1.JPG",), ("source1/DJI_1.jpg",), ...),
+        (("DJI_1.JPG", "dji_2"), ("photos/DJI_1.jpg", "photos/DJI_2.jpg"), ...),
+        (("a/1.jpg", "c/1.jpg"), ("a/1.jpg", "b/1.jpg"), ("a/1.jpg", "c/1.jpg")),
+        (("/d/a/1.jpg", "/d/c/1.jpg"), ("a/1.jpg", "b/1.jpg"), ("a/1.jpg", "/d/c/1.jpg")),
+        (("x/1.heic", "x/2.jpg"), ("1.jpg", "3.jpg"), ("1.jpg", "x/2.jpg")),
+    ],
+)
+def test_names_of_images_with_other_folders_are_matched_by_their_last_parts(
+    images: tuple[str, ...], frames: tuple[str, ...], expected: Any
+) -> None:
+    (point,) = _with_frames([marked(*images)], frames)
+    assert tuple(mark.image_name for mark in point.marks) == (
+        frames if expected is ... else expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "frames", "why"),
+    [
+        (("x/1.jpg",), ("a/1.jpg", "b/1.jpg"), "several images of the run, a/1.jpg and b/1.jpg"),
+        (("1.jpg",), ("a/1.jpg", "b/1.jpg"), "several images of the run, a/1.jpg and b/1.jpg"),
+        (("x/1.jpg", "y/1.jpg"), ("1.jpg", "2.jpg"), "x/1.jpg and y/1.jpg may both be 1.jpg"),
+        (("x/8.jpg", "x/9.jpg"), ("1.jpg",), "^none of the 2 images that are marked is one of"),
+    ],
+)
+def test_names_of_images_that_are_unclear_or_all_unknown_are_refused(
+    images: tuple[str, ...], frames: tuple[str, ...], why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        _with_frames([marked(*images)], frames)
+
+
+@pytest.mark.slow
+def test_images_of_no_point_in_the_map_are_the_first_words_of_the_error(
+    run: Path, tmp_path: Path
+) -> None:
+    rows = [f"8.0 47.0 1 5 5 DJI_{i}.JPG G{i}" for i in range(9)]
+    (tmp_path / "g.txt").write_text("\n".join(["EPSG:4326", *rows, "8.0 47.0 1 5 5 000002.jpg G1"]))
+    with pytest.raises(ConfigError, match=r"^marks in images that are not in the map: DJI_0\.JPG"):
+        survey(run, Control(file=tmp_path / "g.txt"))
 
 
 @pytest.mark.slow
