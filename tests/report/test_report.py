@@ -154,6 +154,23 @@ def test_a_map_that_control_points_moved_far_from_its_positions_names_the_likely
     )
 
 
+def test_every_reason_why_a_keyframe_has_no_depth_has_words() -> None:
+    from adapters.report.run_sections import _NO_DEPTH
+    from engine.dense_types import DepthStatus
+    from engine.run import dense
+
+    reasons = {*DepthStatus, *dense.LeftOut, dense._FAILED, dense._LOST, dense._NOT_WRITTEN}
+    assert set(_NO_DEPTH) == reasons - {DepthStatus.MADE}
+
+
+def test_an_address_in_the_words_of_a_run_has_no_credentials_on_the_page(run: ReportedRun) -> None:
+    run.summary["not_georeferenced"] = "rtsp://me:secret@10.0.0.1/live gave none"
+    run.write()
+    page = report_page(run.path).decode()
+    assert "rtsp://10.0.0.1/live gave none" in page
+    assert "secret" not in page
+
+
 def test_a_map_that_only_has_a_scale_is_in_metres_without_north(run: ReportedRun) -> None:
     bars = [{"ends": ["A", "B"], "length_m": 2.0, "in_map_m": 2.0, "error_m": 0.0}]
     run.summary |= {"unit": "metres", "scale_bars": bars}
