@@ -322,8 +322,9 @@ def _shift_lines(shift: MapShift | None, origin: GpsFix) -> list[str]:
     """How far control points and positions are apart, and what is the likely cause if far."""
     if shift is None:
         return [
-            "there are no positions to check the file's coordinate system by: it has the map at"
-            f" latitude {origin.latitude_deg:.5f}, longitude {origin.longitude_deg:.5f}"
+            "positions had not placed the map, so that nothing checks the file's coordinate system:"
+            f" by it the map is at latitude {origin.latitude_deg:.5f}, longitude"
+            f" {origin.longitude_deg:.5f}"
         ]
     lines = [f"the cameras are {shift.words} from where positions had them"]
     if shift.is_far:

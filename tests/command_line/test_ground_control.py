@@ -185,7 +185,8 @@ def test_a_run_is_laid_onto_control_points_and_check_points_show_how_well(
     assert done.lines[0].startswith("map laid onto 6 control points: 0.0")
     assert "a map unit was" in done.lines[0]
     assert done.lines[1].startswith("2 check points: 0.")
-    assert done.lines[2].startswith("there are no positions to check the file's coordinate system")
+    assert "nothing checks the file's coordinate system" in done.lines[2]
+    assert "at latitude 47.0" in done.lines[2]
     again = survey(run, Control(file=tmp_path / "gcp_list.txt"))
     assert "; scale changed by " in again.lines[0]
 
