@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -212,23 +212,101 @@ def _with_frames(points: Sequence[ControlPoint], frames: Iterable[str]) -> list[
     """Points whose marks name images as the run does; those of no frame stay as they are.
 
     Raises:
-        ConfigError: a name is that of several frames.
+        ConfigError: a name is that of several frames, or none is that of one.
     """
-    images = {mark.image_name for point in points for mark in point.marks}
-    names = names_of_photos(map(PurePosixPath, frames), {name.lower() for name in images})
-    frame_of: dict[str, str] = {}
-    for photo, name in names.items():
-        if name in frame_of:
-            raise ConfigError(
-                f"--gcp: {name} is the name of several images of the run, {frame_of[name]} and"
-                f" {photo}: name their folders, too"
-            )
-        frame_of[name] = str(photo)
+    images = sorted({mark.image_name for point in points for mark in point.marks})
+    photos = [PurePosixPath(frame) for frame in frames]
+    frame_of = _frames_by_name({_as_compared(image): image for image in images}, photos)
+    if images and photos and not frame_of:
+        raise ConfigError(
+            f"none of the {len(images)} images that are marked is one of the run: marks name"
+            f" {images[0]}, the run has {photos[0]}"
+        )
 
     def named(mark: ImageMark) -> ImageMark:
-        return replace(mark, image_name=frame_of.get(mark.image_name.lower(), mark.image_name))
+        return replace(
+            mark, image_name=str(frame_of.get(_as_compared(mark.image_name), mark.image_name))
+        )
 
     return [replace(point, marks=tuple(named(one) for one in point.marks)) for point in points]
+
+
+def _as_compared(image_name: str) -> str:
+    return str(PurePosixPath(image_name.replace("\\", "/").lower()))
+
+
+def _frames_by_name(
+    names: Mapping[str, str], photos: Sequence[PurePosixPath]
+) -> dict[str, PurePosixPath]:
+    """The frame of each name that has one.
+
+    A name is the end of a frame's path, with folders as the run has them. Where no name with
+    folders is, they may be of another computer: then the end of a name is a frame's whole path, or,
+    if that is so for none, as many of its last parts as can be.
+
+    Args:
+        names: as marks have them, by what they are in lower case and with slashes.
+        photos: the frames' paths.
+
+    Raises:
+        ConfigError: a name is that of several frames, or several are that of one.
+    """
+    direct = _one_each(names, names_of_photos(photos, names).items())
+    if any("/" in name for name in direct):
+        return direct
+    ends = _ends_with_names(set(names) - set(direct))
+    by_end = names_of_photos(photos, ends)
+    whole = {photo: end for photo, end in by_end.items() if _num_parts(end) == len(photo.parts)}
+    longest: dict[str, int] = {}
+    for end in (whole or by_end).values():
+        for name in ends[end]:
+            longest[name] = max(longest.get(name, 0), _num_parts(end))
+    found = [
+        (photo, name)
+        for photo, end in (whole or by_end).items()
+        for name in ends[end]
+        if longest[name] == _num_parts(end)
+    ]
+    return _one_each(names, [*((photo, name) for name, photo in direct.items()), *found])
+
+
+def _ends_with_names(names: Iterable[str]) -> dict[str, list[str]]:
+    """What names with folders are without the first of these; the names, by each."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        parts = PurePosixPath(name).parts
+        for first in range(1, len(parts)):
+            found.setdefault(str(PurePosixPath(*parts[first:])), []).append(name)
+    return found
+
+
+def _num_parts(path: str) -> int:
+    return len(PurePosixPath(path).parts)
+
+
+def _one_each(
+    names: Mapping[str, str], found: Iterable[tuple[PurePosixPath, str]]
+) -> dict[str, PurePosixPath]:
+    """The one frame of each name.
+
+    Raises:
+        ConfigError: a name has several frames, or a frame several names.
+    """
+    frame_of: dict[str, PurePosixPath] = {}
+    name_of: dict[PurePosixPath, str] = {}
+    for photo, name in found:
+        if name in frame_of:
+            raise ConfigError(
+                f"{names[name]} is the name of several images of the run, {frame_of[name]} and"
+                f" {photo}: marks are to name their folders as the run does"
+            )
+        if photo in name_of:
+            raise ConfigError(
+                f"{names[name_of[photo]]} and {names[name]} may both be {photo} of the run: marks"
+                " are to name their folders as the run does"
+            )
+        frame_of[name], name_of[photo] = photo, name
+    return frame_of
 
 
 def _refuse_other_than_finished(run: Path) -> None:

@@ -7,7 +7,8 @@ All formats of one export share the folder:
     transforms.json             nerfstudio: of the undistorted images, or of copies of the originals
     masks/                      where the run has masks: one for each image, white where it had none
     points.ply                  ply, nerfstudio
-    points.las  dense.las       las, laz: points, and dense points where the run has any, in a CRS
+    points.las  dense.las       las, laz: points, and dense points where the run has any, in a CRS,
+                                or in the map's world where it has no place on the globe
     dense.ply                   dense: the run's products/dense.ply in the world of the latest
                                 snapshot; with undistort it is sparse/0/points3D.ply, which
                                 trainers begin with, instead
@@ -79,14 +80,12 @@ _WITH_IMAGES = {
     ExportFormat.METASHAPE,
 }
 _ON_GLOBE = (  # formats that need a map with a place
-    ExportFormat.LAS,
-    ExportFormat.LAZ,
     ExportFormat.GEOJSON,
     ExportFormat.KML,
     ExportFormat.ODM,
     ExportFormat.METASHAPE,
 )
-_ALWAYS_IN_CRS = {ExportFormat.LAS, ExportFormat.LAZ, ExportFormat.METASHAPE}
+_ALWAYS_IN_CRS = {ExportFormat.LAS, ExportFormat.LAZ, ExportFormat.METASHAPE}  # if it has a place
 _IN_CRS = {*_ALWAYS_IN_CRS, ExportFormat.PLY}
 _OF_FRAMES = {ExportFormat.UNDISTORT, ExportFormat.NERFSTUDIO}  # and not of keyframes alone
 _WITH_DENSE = {ExportFormat.LAS, ExportFormat.LAZ, ExportFormat.UNDISTORT}  # where the run has them
@@ -128,7 +127,7 @@ def export(
         formats: at least one.
         map_number: N of the snapshot's sparse/N; 0 is the fullest map.
         crs: of LAS, LAZ, PLY and Metashape's cameras, as PROJ reads it, such as EPSG:32615; None:
-            the map's own axes for PLY, and UTM for the others.
+            the map's own axes for PLY and for maps without a place, and UTM for the others.
         frames: which frames have images: keyframes, all, or sharpest:N, see `FrameChoice`.
         source: where frames between keyframes are read again; None: where the run had them.
         is_z_up: the map is turned so that +z points away from the ground.
@@ -335,7 +334,7 @@ class _Plan:
                 job.needed_place(f"--{kind}")
         for kind in sorted(formats & {ExportFormat.LAS, ExportFormat.LAZ}):
             check_las(is_laz=kind is ExportFormat.LAZ)
-        in_crs = formats & _ALWAYS_IN_CRS
+        in_crs = formats & _ALWAYS_IN_CRS if job.place is not None else set()
         opened = None
         if crs is not None or in_crs:
             _check_crs(formats, is_asked=crs is not None)
@@ -375,6 +374,7 @@ class _Plan:
         formats, figures = self.formats, None
         if formats & _WITH_IMAGES:
             check_images(job)
+        self._write_las(job)
         self._write_on_globe(job)
         if ExportFormat.TUM in formats:
             write_tum(job)
@@ -403,14 +403,16 @@ class _Plan:
             write_bundler(job, images=job.to if is_undistorted else job.run)
         return job, figures
 
+    def _write_las(self, job: ExportJob) -> None:
+        for kind in (ExportFormat.LAS, ExportFormat.LAZ):
+            if kind in self.formats:
+                write_las(job, self.crs, self.dense, is_laz=kind is ExportFormat.LAZ)
+
     def _write_on_globe(self, job: ExportJob) -> None:
         """Writes what says where the map lies on the globe."""
         if job.place is None:
             return
         write_origin(job.to, job.place, self.crs)
-        for kind in (ExportFormat.LAS, ExportFormat.LAZ):
-            if kind in self.formats and self.crs is not None:
-                write_las(job, self.crs, self.dense, is_laz=kind is ExportFormat.LAZ)
         if ExportFormat.GEOJSON in self.formats:
             write_geojson(job, job.place)
         if ExportFormat.KML in self.formats:

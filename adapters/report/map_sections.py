@@ -12,7 +12,12 @@ from adapters.report import charts, pictures, plan, svg
 from adapters.report.content import Figure, Section, Table
 from adapters.report.map_figures import MapFigures
 from adapters.report.run_record import RunRecord
-from adapters.report.summary import GeoreferenceRecord, GroundPointRecord, ScaleBarRecord
+from adapters.report.summary import (
+    GeoreferenceRecord,
+    GroundPointRecord,
+    MovedRecord,
+    ScaleBarRecord,
+)
 from adapters.report.words import MISSING, count, fixed, number, percent, short
 from engine.errors import EngineError
 from engine.types import MAP_UNITS, Float64Array
@@ -293,7 +298,7 @@ def positions_section(record: RunRecord) -> Section | None:
             * bool(why),
             tables=tuple(_scale_bars(bars)),
         )
-    offsets = _offsets(place)
+    offsets = {} if place.gcp else _offsets(place)
     figures: list[Figure] = []
     if record.map is not None and len(record.map.frame_ids) >= 2:
         figures += _offset_plan(record, record.map, place, offsets)
@@ -327,6 +332,8 @@ def _position_words(place: GeoreferenceRecord) -> Iterator[str]:
     )
     if place.gcp:
         yield f"{count(place.num_positions, 'control point')} placed it."
+        if place.moved_from_positions is not None:
+            yield _moved_words(place.moved_from_positions)
         return
     num = len(place.rejected)
     others = (
@@ -335,6 +342,21 @@ def _position_words(place: GeoreferenceRecord) -> Iterator[str]:
         else ", and none disagreed"
     )
     yield f"{count(place.num_positions, 'position')} placed it{others}."
+
+
+def _moved_words(moved: MovedRecord) -> str:
+    """How far apart control points and positions are, with the likely cause if far."""
+    height = f" and {number(moved.up_m)} m in height" if moved.up_m is not None else ""
+    words = (
+        f"The cameras lie {number(moved.horizontal_m)} m horizontally{height} from where positions"
+        " had them"
+    )
+    if not moved.is_far:
+        return f"{words}."
+    return (
+        f"{words}: positions are hardly that wrong, so that the file of the control points probably"
+        " names another coordinate system than theirs (UTM zone, hemisphere, datum)."
+    )
 
 
 def _offsets(place: GeoreferenceRecord) -> dict[str, Float64Array]:
@@ -390,7 +412,7 @@ def _offset_plan(
 ) -> Iterator[Figure]:
     frame = plan.plan_of(record, figures, has_points=False)
     rows = [row for row, name in enumerate(figures.names) if name in offsets]
-    if not rows and not place.gcp:
+    if not rows:
         return
     used = _used(place, offsets)
     usual = np.percentile(np.hypot(used[:, 0], used[:, 1]), 95) if len(used) else 0.0

@@ -358,9 +358,9 @@ def links_section(record: RunRecord) -> Section:
     pairs = record.summary.pairs
     rejected = f", {pairs.rejected:,} were matched and rejected" if pairs.rejected else ""
     words = [
-        f"{count(len(inliers), 'pair')} of keyframes share verified matches{rejected}. Half of them"
-        f" have {int(np.median(strengths)):,} or more; a keyframe is joined to"
-        f" {number(2 * len(inliers) / len(ids), 3)} others on average."
+        f"{count(len(inliers), 'pair')} of keyframes share verified matches{rejected}. Pairs"
+        f" share {count(int(np.median(strengths)), 'match', 'matches')} in the median; a keyframe"
+        f" is joined to {number(2 * len(inliers) / len(ids), 3)} others on average."
     ]
     if record.events.num_loops:
         words.append(f"{count(record.events.num_loops, 'loop')} closed.")

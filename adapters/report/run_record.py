@@ -30,7 +30,7 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """A run as its folder tells it."""
+    """What the folder of a run holds."""
 
     path: Path
     summary: Summary

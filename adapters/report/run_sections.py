@@ -50,6 +50,12 @@ _NO_DEPTH = {
     "no_neighbour": "no neighbour at a useful angle",
     "no_image": "their image cannot be read",
     "nothing_agrees": "no depth passed the checks",
+    "failed": "it could not be computed",
+    "lost": "it was made, and its file cannot be read any more",
+    "not_written": "it was made, and could not be written to the disk",
+    "hung": "too many computations did not end in time",
+    "dropped": "a second signal ended the run at once",
+    "disk_space_low": "too little disk space was left",
 }
 _ENDS = {
     "end_of_sources": "at the end of its sources",

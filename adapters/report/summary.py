@@ -144,6 +144,14 @@ class ScaleBarRecord(_Record):
     error_m: Number
 
 
+class MovedRecord(_Record):
+    """How far control points have the cameras from where positions had them."""
+
+    horizontal_m: Number
+    up_m: Number | None = None  # None: not known
+    is_far: bool = False  # farther than positions can be wrong
+
+
 class GeoreferenceRecord(_Record):
     """Where the map lies on the globe, and the positions that say so."""
 
@@ -157,6 +165,7 @@ class GeoreferenceRecord(_Record):
         default_factory=dict
     )  # from the position to the camera in the map
     gcp: tuple[GroundPointRecord, ...] = ()  # where there are some, they placed the map
+    moved_from_positions: MovedRecord | None = None  # by them; None: there were no positions
     gcp_left_out: dict[str, str] = Field(default_factory=dict)  # why, by the point
     scale_bars: tuple[ScaleBarRecord, ...] = ()
 

@@ -13,6 +13,12 @@ _MAX_CHARS = 120  # of a name
 _HIDDEN = "…"
 _NO_BREAK = "\u00a0"  # a space
 _SECRET_WORDS = re.compile(r"((?:pass|pwd|token|key|secret|auth)\w*=)[^/&;]+", re.IGNORECASE)
+# An address within a text, up to the punctuation behind it.
+_ADDRESS = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]{0,30}://)(?P<rest>\S*[^\s:;,.!?)\]}>\"'])", re.IGNORECASE
+)
+# Users and passwords; these may hold slashes, behind a colon that is not that of a port.
+_CREDENTIALS = re.compile(r"[^/?#@]*(?::(?!\d+(?:[/?#]|$)).*|[^/?#]*)@")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -69,8 +75,21 @@ def plain(name: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text in characters that can be printed, so that none of them turns others around."""
-    return "".join(char if char.isprintable() or char == _NO_BREAK else "?" for char in text)
+    """A text without what must not be shown.
+
+    Characters that cannot be printed, which may turn others around, are question marks; addresses
+    in it lose users, passwords and queries.
+    """
+    shown = "".join(char if char.isprintable() or char == _NO_BREAK else "?" for char in text)
+    return _ADDRESS.sub(_without_credentials, shown) if "://" in shown else shown
+
+
+def _without_credentials(address: re.Match[str]) -> str:
+    rest = address["rest"]
+    credentials = _CREDENTIALS.match(rest)
+    path, mark, query = rest[credentials.end() if credentials else 0 :].partition("?")
+    path = _SECRET_WORDS.sub(rf"\1{_HIDDEN}", path)
+    return f"{address['scheme']}{path}{mark}{_HIDDEN if query else ''}"
 
 
 def short(text: str, *, at_most: int = _MAX_CHARS) -> str:

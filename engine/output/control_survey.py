@@ -16,8 +16,11 @@ from engine.errors import ConfigError
 from engine.estimators.marked_points import MarkedPoint, locate_marked_point
 from engine.events import ControlPointsUsed
 from engine.geo.control_points import ControlFit, PlacedPoint, lay_onto_control_points
+from engine.geo.georeference import sim3d_of
+from engine.geo.map_shift import MapShift, map_shift
+from engine.geometry import camera_center, compose_poses, transform_points
 from engine.mapping.stored_state import StoredModel
-from engine.output.georeferencing_later import Laid, refuse_unfinished, write_laid
+from engine.output.georeferencing_later import Laid, refuse_unfinished, scale_words, write_laid
 from engine.output.run_lock import RunLock
 from engine.output.snapshots import read_models
 from engine.types import METRES, ControlPoint, Float64Array, GpsFix, ImageMark, ScaleBar
@@ -54,7 +57,8 @@ class _Marks:
     located: Mapping[str, _Located]  # by name
     problems: Mapping[str, str]  # why others are not there
     images_elsewhere: Mapping[str, str]  # images of marks that are not in the map, and why
-    downwards: Float64Array  # (C, 3) of all cameras of the map
+    centers: Float64Array  # (C, 3) of all cameras of the map
+    downwards: Float64Array  # (C, 3) the sum of their y and z axes
 
     @property
     def surveyed(self) -> list[_Located]:
@@ -62,13 +66,13 @@ class _Marks:
 
     def lines(self) -> list[str]:
         """What is left out, and why."""
-        lines = [f"not used: {name}: {why}" for name, why in self.problems.items()]
         by_reason: dict[str, list[str]] = {}
         for name, why in self.images_elsewhere.items():
             by_reason.setdefault(why, []).append(name)
-        lines += [
+        lines = [
             f"marks in images that {why}: {_listed(names)}" for why, names in by_reason.items()
         ]
+        lines += [f"not used: {name}: {why}" for name, why in self.problems.items()]
         for name, one in self.located.items():
             for image, error_px, agrees in zip(
                 one.image_names, one.marked.residuals_px, one.marked.agrees, strict=True
@@ -79,6 +83,58 @@ class _Marks:
                         " where the others have it"
                     )
         return lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _ByPositions:
+    """Where positions had a map before control points moved it; kept, however often they do."""
+
+    origin: GpsFix
+    enu_from_map: Float64Array  # (3, 4) from the map's own frame and unit
+    now_from_map: Float64Array  # (3, 4) likewise, to where the newest snapshot has it
+    rmse_m: float
+
+    def shift_of(
+        self, centers: Float64Array, onto_from_now: Float64Array, *, onto: GpsFix
+    ) -> MapShift:
+        """How far control points have cameras (C, 3) of the newest snapshot from there."""
+        map_from_now = np.asarray(sim3d_of(self.now_from_map).inverse().matrix())
+        return map_shift(
+            transform_points(compose_poses(self.enu_from_map, map_from_now), centers),
+            transform_points(onto_from_now, centers),
+            origin_before=self.origin,
+            origin_after=onto,
+            rmse_m=self.rmse_m,
+        )
+
+    def as_record(self) -> dict[str, object]:
+        """The record in ``snapshot.json``, from which it is read again."""
+        return {
+            "origin": _origin_record(self.origin),
+            "enu_from_map": self.enu_from_map.tolist(),
+            "rmse_m": self.rmse_m,
+        }
+
+
+def _by_positions(model: StoredModel, former: Mapping[str, Any] | None) -> _ByPositions | None:
+    """Where positions had the first map; None: they never placed it.
+
+    Args:
+        model: the first map as the newest snapshot has it.
+        former: the ``georeference`` of that snapshot.
+    """
+    now = model.record.get("enu_from_map")
+    if former is None or now is None:
+        return None
+    place = {**former, "enu_from_map": now} if "gcp" not in former else former.get("by_positions")
+    if place is None:
+        return None
+    return _ByPositions(
+        origin=GpsFix(**place["origin"]),
+        enu_from_map=np.array(place["enu_from_map"], np.float64),
+        now_from_map=np.array(now, np.float64),
+        rmse_m=float(place["rmse_m"]),
+    )
 
 
 def survey_run(
@@ -116,7 +172,13 @@ def survey_run(
         marks = _marks_in(models, points, seed=config.runtime.seed)
         former = json.loads((run / "latest" / "snapshot.json").read_bytes()).get("georeference")
         if is_surveyed:
-            laid, lines = _laid_onto_points(marks, bars, config=config)
+            laid, lines = _laid_onto_points(
+                marks,
+                bars,
+                before=_by_positions(models[0], former),
+                was_in_metres=former is not None or _summary_of(run).get("unit") == METRES,
+                config=config,
+            )
         elif former is not None:
             laid, lines = _compared(run, marks, bars, former)
         else:
@@ -158,6 +220,7 @@ def _marks_in(
         located=located,
         problems=problems,
         images_elsewhere=missing,
+        centers=camera_center(poses),
         downwards=poses[:, 1, :3] + poses[:, 2, :3],
     )
 
@@ -191,7 +254,12 @@ def _located(
 
 
 def _laid_onto_points(
-    marks: _Marks, bars: Sequence[ScaleBar], *, config: Config
+    marks: _Marks,
+    bars: Sequence[ScaleBar],
+    *,
+    before: _ByPositions | None,
+    was_in_metres: bool,
+    config: Config,
 ) -> tuple[Laid, list[str]]:
     surveyed = marks.surveyed
     placed = [
@@ -205,10 +273,17 @@ def _laid_onto_points(
         seed=config.runtime.seed,
     )
     if isinstance(fit, str):
-        raise ConfigError("; ".join([fit, *marks.lines()]))
+        left_out = marks.lines()
+        raise ConfigError("; ".join([fit, *left_out] if surveyed else [*left_out, fit]))
     onto = fit.georeference.enu_from_map
     bar_records = _bar_records(marks, bars, onto)
-    record = _record(surveyed, fit, marks, bar_records)
+    origin = fit.georeference.origin
+    shift = None if before is None else before.shift_of(marks.centers, onto, onto=origin)
+    record = {
+        **_record(surveyed, fit, marks, bar_records),
+        **({} if before is None else {"by_positions": before.as_record()}),
+        **({} if shift is None else {"moved_from_positions": _shift_record(shift)}),
+    }
     check_errors_m = fit.errors_m[[one.point.is_check for one in surveyed]]
     rejected = _rejected(surveyed, fit)
     laid = Laid(
@@ -231,7 +306,38 @@ def _laid_onto_points(
             metres_per_map_unit=fit.georeference.metres_per_map_unit,
         ),
     )
-    return laid, [*_lines(surveyed, fit, rejected), *_bar_lines(bar_records)]
+    lines = _lines(surveyed, fit, rejected, was_in_metres=was_in_metres)
+    return laid, [*lines, *_shift_lines(shift, origin), *_bar_lines(bar_records)]
+
+
+def _shift_record(shift: MapShift) -> dict[str, object]:
+    return {
+        "horizontal_m": round(shift.horizontal_m, 3),
+        "up_m": None if shift.up_m is None else round(shift.up_m, 3),
+        "is_far": shift.is_far,
+    }
+
+
+def _shift_lines(shift: MapShift | None, origin: GpsFix) -> list[str]:
+    """How far control points and positions are apart, and what is the likely cause if far."""
+    if shift is None:
+        return [
+            "positions had not placed the map, so that nothing checks the file's coordinate system:"
+            f" by it the map is at latitude {origin.latitude_deg:.5f}, longitude"
+            f" {origin.longitude_deg:.5f}"
+        ]
+    lines = [f"the cameras are {shift.words} from where positions had them"]
+    if shift.is_far:
+        lines.append(
+            "WARNING: positions are hardly that wrong: the first line of the file probably names"
+            " another coordinate system than that of its points (UTM zone, hemisphere, datum)"
+        )
+    elif shift.is_far_up:
+        lines.append(
+            "heights of the file and of positions may be above different levels (the ellipsoid, the"
+            " sea, the place of the start), or in different units"
+        )
+    return lines
 
 
 def _record(
@@ -244,11 +350,7 @@ def _record(
     found = fit.georeference
     control = [one.point.name for one in surveyed if not one.point.is_check]
     return {
-        "origin": {
-            "latitude_deg": found.origin.latitude_deg,
-            "longitude_deg": found.origin.longitude_deg,
-            "altitude_m": found.origin.altitude_m,
-        },
+        "origin": _origin_record(found.origin),
         "axes": "east, north, up in metres from the origin",
         "metres_per_map_unit": found.metres_per_map_unit,
         "num_positions": found.num_inliers,
@@ -272,18 +374,28 @@ def _record(
     }
 
 
+def _origin_record(origin: GpsFix) -> dict[str, float | None]:
+    return {
+        "latitude_deg": origin.latitude_deg,
+        "longitude_deg": origin.longitude_deg,
+        "altitude_m": origin.altitude_m,
+    }
+
+
 def _rejected(surveyed: Sequence[_Located], fit: ControlFit) -> list[str]:
     """Names of control points that contradict the others."""
     rows = zip(surveyed, fit.is_used, strict=True)
     return [one.point.name for one, is_used in rows if not (is_used or one.point.is_check)]
 
 
-def _lines(surveyed: Sequence[_Located], fit: ControlFit, rejected: Sequence[str]) -> list[str]:
+def _lines(
+    surveyed: Sequence[_Located], fit: ControlFit, rejected: Sequence[str], *, was_in_metres: bool
+) -> list[str]:
     found = fit.georeference
     is_check = np.array([one.point.is_check for one in surveyed], np.bool_)
     lines = [
-        f"map laid onto {found.num_inliers} control points: {_errors(fit.errors_m[fit.is_used])},"
-        f" unit {found.metres_per_map_unit:.4g} m"
+        f"map laid onto {found.num_inliers} control points: {_errors(fit.errors_m[fit.is_used])};"
+        f" {scale_words(found.metres_per_map_unit, was_in_metres=was_in_metres)}"
     ]
     if is_check.any():
         number = int(is_check.sum())

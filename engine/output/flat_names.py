@@ -44,7 +44,7 @@ class FlatNames:
 
         Args:
             name: of the image.
-            key: tells several files of one image apart; None: its name.
+            key: of the file, where an image has several; None: the name.
         """
         key = name if key is None else key
         if key not in self._given:

@@ -59,6 +59,7 @@ class LaidOut:
     clock_offset_s: float | None  # None: the positions go by names
     snapshot: Path
     products: str  # what came of its products, in words; "": it has none
+    was_in_metres: bool = False  # before it was laid out
 
     @property
     def words(self) -> str:
@@ -68,10 +69,17 @@ class LaidOut:
         offset = "" if offset_s is None else f", clock offset {offset_s:.2f} s"
         products = f"; {self.products}" if self.products else ""
         return (
-            f"map laid onto {found.num_inliers} positions: {found.rmse_m:.2f} m rms, a map unit"
-            f" was {found.metres_per_map_unit:.4g} m{offset}; written in metres as"
-            f" {self.snapshot}{products}"
+            f"map laid onto {found.num_inliers} positions: {found.rmse_m:.2f} m rms,"
+            f" {scale_words(found.metres_per_map_unit, was_in_metres=self.was_in_metres)}{offset};"
+            f" written in metres as {self.snapshot}{products}"
         )
+
+
+def scale_words(metres_per_map_unit: float, *, was_in_metres: bool) -> str:
+    """What became of the scale of a map that is in metres now, in words."""
+    if was_in_metres:
+        return f"scale changed by {100.0 * (metres_per_map_unit - 1.0):+.2g} %"
+    return f"a map unit was {metres_per_map_unit:.4g} m"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,6 +126,7 @@ def georeference_run(
     try:
         refuse_unfinished(run, lock)
         models = read_models(run / "latest")
+        was_in_metres = models[0].record.get("enu_from_map") is not None
         keyframes = _keyframes_of(models[0].reconstruction, times_s)
         if fix_of is not None:
             given = [fix_of(name) for name in keyframes.names]
@@ -142,6 +151,7 @@ def georeference_run(
         clock_offset_s=clock_offset_s,
         snapshot=path,
         products=products,
+        was_in_metres=was_in_metres,
     )
 
 

@@ -1,4 +1,4 @@
-"""Run lock: one run at a time writes a run folder, and the folder tells what became of its run.
+"""Run lock: one run at a time writes a folder, which says whether it lives, was killed or ended.
 
 The file ``.lock`` in the folder names the process, the host and the start of the run that writes
 there. The run holds an advisory lock on it (``flock``) for as long as it lives; the system lets it

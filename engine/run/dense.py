@@ -61,7 +61,7 @@ from engine.output.recorder import Recorder
 from engine.output.run_folder import DENSE_FOLDER, PRODUCTS_FOLDER
 from engine.ports import EventSink
 from engine.run.event_loop import ThreadOwned, run_in
-from engine.run.faults import Faults, Guard, Wait, wait_for_call
+from engine.run.faults import Faults, Guard, StoppedError, Wait, wait_for_call
 from engine.run.queues import Writer
 from engine.run.views import ViewDispatcher
 from engine.types import FrameId
@@ -132,10 +132,6 @@ class CpuBudget:
         """Whether so much more may be spent now."""
         used_s = self._used_s() - self._used_before_s
         return self.spent_s + cpu_s <= self._share * (used_s + cpu_s)
-
-
-class _StoppedError(Exception):
-    """The dense map, or a product of it, is not to be gone on with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -556,7 +552,7 @@ class DenseMaking:
 
     def _is_turn_lost(self, problem: DepthProblem | None, failure: _Failure) -> bool:
         """Counts a keyframe whose depth failed; returns whether it has had its turn."""
-        if problem is None or isinstance(failure.error, _StoppedError):
+        if problem is None or isinstance(failure.error, StoppedError):
             return False
         frame_id = problem.view.frame_id
         self._had_turn(frame_id)
@@ -616,7 +612,7 @@ class DenseMaking:
         if not isinstance(written, _Failure):
             await self._writer.schedule(functools.partial(self._recorder.product_written, name))
             return written
-        if not isinstance(written.error, _StoppedError):
+        if not isinstance(written.error, StoppedError):
             failed = functools.partial(self._recorder.product_failed, name, written.error)
             await self._writer.schedule(failed)
         return None
@@ -649,12 +645,12 @@ class DenseMaking:
         """Is called between the steps of writing products.
 
         Raises:
-            _StoppedError: what is written is not wanted any more.
+            StoppedError: what is written is not wanted any more.
         """
         self._step()
         is_superseded = self._is_ending and not self._is_last_product
         if is_superseded or self._recorder.is_space_low:
-            raise _StoppedError("a newer one follows" if is_superseded else "too little disk space")
+            raise StoppedError("a newer one follows" if is_superseded else "too little disk space")
 
     def _show_ground(self, world: DenseWorld) -> None:
         """Has views show the ground, in the world of the map that they show."""
@@ -678,7 +674,7 @@ class DenseMaking:
         """Awaits a step; what it raises is reported, unless the recorder does that."""
         try:
             return await step
-        except (JournalError, _StoppedError) as error:
+        except (JournalError, StoppedError) as error:
             logger.info("dense map: %s; %s", error, consequence)
             return _Failure(error=error)
         except Exception as error:  # the task boundary: the run goes on without this step
@@ -713,7 +709,7 @@ class DenseMaking:
         """Where the run folder is, for a step of what uses it.
 
         Raises:
-            _StoppedError: it must not be used any more.
+            StoppedError: it must not be used any more.
         """
         self._step()
         return self._recorder.path
@@ -721,7 +717,7 @@ class DenseMaking:
     def _step(self) -> None:
         self._num_steps += 1
         if self._stopped.is_set() or self._left_behind.is_set():
-            raise _StoppedError("it is stopped")
+            raise StoppedError("it is stopped")
 
 
 def _dense_cpu_s() -> float:

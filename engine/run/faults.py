@@ -44,6 +44,10 @@ Result = TypeVar("Result")
 Wait = Callable[["Future[object]", float], bool]
 
 
+class StoppedError(Exception):
+    """What a call makes is not wanted any more: no fault, and raised between its steps only."""
+
+
 def wait_for_call(result: Future[object], limit_s: float) -> bool:
     """Blocks until a call has ended, for so long at most; 0: for ever.
 

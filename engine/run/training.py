@@ -24,7 +24,7 @@ from engine.output.recorder import Recorder
 from engine.output.run_folder import TRAIN_LINK
 from engine.output.training_folder import TrainingFigures, TrainingFolder
 from engine.run.event_loop import run_in
-from engine.run.faults import Faults, Guard, Wait, wait_for_call
+from engine.run.faults import Faults, Guard, StoppedError, Wait, wait_for_call
 from engine.run.queues import Writer
 
 logger = logging.getLogger(__name__)
@@ -32,10 +32,6 @@ logger = logging.getLogger(__name__)
 TRAIN = f"{TRAIN_LINK}/"  # for people
 MAX_CALL_S = 30.0  # without a file: the end of a run waits for it
 _NICENESS = 10  # of its threads, where the system has it for each
-
-
-class _StoppedError(Exception):
-    """Nothing is to be written any more."""
 
 
 class TrainingFolderMaking:
@@ -162,7 +158,7 @@ class TrainingFolderMaking:
                 raise JournalError("it stays as it was: the disk is nearly full")
             update = functools.partial(self._guard.call, self._updated)
             figures = await run_in(self._thread, update)
-        except (_StoppedError, PartOffError) as error:
+        except (StoppedError, PartOffError) as error:
             self._num_passed_over += 1
             logger.debug("%s: %s", TRAIN, error)
         except (ConfigError, JournalError, SnapshotError) as error:
@@ -209,11 +205,11 @@ class TrainingFolderMaking:
         """Is called before each file.
 
         Raises:
-            _StoppedError: nothing is to be written any more.
+            StoppedError: nothing is to be written any more.
         """
         self._num_steps += 1
         if self._stopped.is_set():
-            raise _StoppedError("it is stopped")
+            raise StoppedError("it is stopped")
         if self._recorder.is_space_low:
             raise JournalError("it stays as it was: the disk is nearly full")
 

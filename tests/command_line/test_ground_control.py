@@ -16,18 +16,19 @@ import typer
 from typer.testing import CliRunner
 
 from adapters import cli
-from adapters.georeference import Control, survey
+from adapters.georeference import Control, _with_frames, georeference, survey
 from adapters.launch import LaunchOptions
 from adapters.run_files import read_model
 from adapters.views.view_mode import ViewMode
 from engine.errors import ConfigError
 from engine.geo.georeference import places_on_globe, positions_in_enu
+from engine.geometry import camera_center
 from engine.output.laid_onto import command_to_lay_again
 from engine.output.recovery import recover_run
 from engine.output.run_lock import RunLock
 from engine.output.stored_run import read_stored_run
 from engine.run.engine import RunOutcome, StoppedBy
-from engine.types import Float64Array, GpsFix
+from engine.types import ControlPoint, Float64Array, GpsFix, ImageMark
 from tests.support.fake_runs import (
     FakeSource,
     WorldMatcher,
@@ -182,7 +183,44 @@ def test_a_run_is_laid_onto_control_points_and_check_points_show_how_well(
     assert (last["event"], last["num_control"], last["num_check"]) == ("ControlPointsUsed", 6, 2)
     assert len(trajectory_lines(run / "trajectory.txt")) == NUM_FRAMES
     assert done.lines[0].startswith("map laid onto 6 control points: 0.0")
+    assert "a map unit was" in done.lines[0]
     assert done.lines[1].startswith("2 check points: 0.")
+    assert "nothing checks the file's coordinate system" in done.lines[2]
+    assert "at latitude 47.0" in done.lines[2]
+    again = survey(run, Control(file=tmp_path / "gcp_list.txt"))
+    assert "; scale changed by " in again.lines[0]
+
+
+@pytest.mark.slow
+def test_control_points_in_a_wrong_zone_are_far_from_the_positions_and_right_ones_are_not(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    centers = np.array([camera_center(world.pose(i)) for i in world.frame_ids])
+    on_globe = places_on_globe(METRES_PER_UNIT * centers, origin=ORIGIN)
+    rows = [
+        f"{i - 1:06d}.jpg,{latitude:.9f},{longitude:.9f},{altitude:.4f}"
+        for i, (latitude, longitude, altitude) in zip(
+            world.frame_ids, on_globe.tolist(), strict=True
+        )
+    ]
+    positions = tmp_path / "p.csv"
+    positions.write_text("\n".join(["name,latitude,longitude,altitude", *rows]))
+    georeference(run, [str(positions)])
+    right = write_gcp(tmp_path / "right.txt", world)
+    header, *marked = right.read_text().splitlines()
+    cells = [row.split() for row in marked]
+    moved = [" ".join([str(float(x) + 6.0), *rest]) for x, *rest in cells]
+    wrong = tmp_path / "wrong.txt"
+    wrong.write_text("\n".join([header, *moved]))
+    done = survey(run, Control(file=wrong))
+    assert any(line.startswith("WARNING: ") and "UTM zone" in line for line in done.lines)
+    record = summary_of(run)["georeference"]["moved_from_positions"]
+    assert record["is_far"]
+    assert record["horizontal_m"] > 1e5
+    done = survey(run, Control(file=right))  # positions are still what it is compared with
+    (line,) = [line for line in done.lines if "from where positions had them" in line]
+    assert not any(line.startswith("WARNING: ") for line in done.lines), line
+    assert not summary_of(run)["georeference"]["moved_from_positions"]["is_far"]
 
 
 @pytest.mark.slow
@@ -229,6 +267,59 @@ def test_what_is_not_in_the_map_is_named(run: Path, world: SyntheticWorld, tmp_p
     assert "marks in images that are not in the map: DJI_9.JPG" in done.lines
     assert set(summary_of(run)["georeference"]["gcp_left_out"]) == {"G8", "G9"}
     assert gcp_of(run)["G1"]["is_check"]
+
+
+def marked(*images: str) -> ControlPoint:
+    return ControlPoint(
+        name="P", fix=None, marks=tuple(ImageMark(image_name=one, xy=(1.0, 1.0)) for one in images)
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "frames", "expected"),
+    [
+        (("photos/DJI_1.JPG", "photos/DJI_2.JPG"), ("DJI_1.jpg", "DJI_2.jpg"), ...),
+        (("C:\\job\\a\\DJI_1.JPG", "C:\\job\\b\\DJI_1.JPG"), ("a/DJI_1.jpg", "b/DJI_1.jpg"), ...),
+        (("photos/DJI_1.JPG",), ("source1/DJI_1.jpg",), ...),
+        (("DJI_1.JPG", "dji_2"), ("photos/DJI_1.jpg", "photos/DJI_2.jpg"), ...),
+        (("a/1.jpg", "c/1.jpg"), ("a/1.jpg", "b/1.jpg"), ("a/1.jpg", "c/1.jpg")),
+        (("/d/a/1.jpg", "/d/c/1.jpg"), ("a/1.jpg", "b/1.jpg"), ("a/1.jpg", "/d/c/1.jpg")),
+        (("x/1.heic", "x/2.jpg"), ("1.jpg", "3.jpg"), ("1.jpg", "x/2.jpg")),
+    ],
+)
+def test_names_of_images_with_other_folders_are_matched_by_their_last_parts(
+    images: tuple[str, ...], frames: tuple[str, ...], expected: Any
+) -> None:
+    (point,) = _with_frames([marked(*images)], frames)
+    assert tuple(mark.image_name for mark in point.marks) == (
+        frames if expected is ... else expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "frames", "why"),
+    [
+        (("x/1.jpg",), ("a/1.jpg", "b/1.jpg"), "several images of the run, a/1.jpg and b/1.jpg"),
+        (("1.jpg",), ("a/1.jpg", "b/1.jpg"), "several images of the run, a/1.jpg and b/1.jpg"),
+        (("x/1.jpg", "y/1.jpg"), ("1.jpg", "2.jpg"), "x/1.jpg and y/1.jpg may both be 1.jpg"),
+        (("x/8.jpg", "x/9.jpg"), ("1.jpg",), "^none of the 2 images that are marked is one of"),
+    ],
+)
+def test_names_of_images_that_are_unclear_or_all_unknown_are_refused(
+    images: tuple[str, ...], frames: tuple[str, ...], why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        _with_frames([marked(*images)], frames)
+
+
+@pytest.mark.slow
+def test_images_of_no_point_in_the_map_are_the_first_words_of_the_error(
+    run: Path, tmp_path: Path
+) -> None:
+    rows = [f"8.0 47.0 1 5 5 DJI_{i}.JPG G{i}" for i in range(9)]
+    (tmp_path / "g.txt").write_text("\n".join(["EPSG:4326", *rows, "8.0 47.0 1 5 5 000002.jpg G1"]))
+    with pytest.raises(ConfigError, match=r"^marks in images that are not in the map: DJI_0\.JPG"):
+        survey(run, Control(file=tmp_path / "g.txt"))
 
 
 @pytest.mark.slow

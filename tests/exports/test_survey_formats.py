@@ -29,8 +29,6 @@ from tests.support.globe_readers import (
 from tests.support.placed_runs import DULUTH, Origin, dense_points, make_placed_run
 
 ON_GLOBE = [
-    ExportFormat.LAS,
-    ExportFormat.LAZ,
     ExportFormat.GEOJSON,
     ExportFormat.KML,
     ExportFormat.ODM,
@@ -124,8 +122,39 @@ def test_a_map_has_the_place_of_its_own_snapshot_whatever_the_run_writes_meanwhi
 
     monkeypatch.setattr(export_module, "read_model", read_and_go_on)
     with pytest.raises(ConfigError, match="needs a map with a place on the globe"):
-        export(run, tmp_path / "out", formats=[ExportFormat.LAS])
+        export(run, tmp_path / "out", formats=[ExportFormat.KML])
     assert (run / "latest").resolve().name == "000002"
+
+
+@pytest.mark.parametrize("kind", [ExportFormat.LAS, ExportFormat.LAZ])
+@pytest.mark.parametrize("unit", [1.0, 1e-3, 50.0])
+def test_a_map_without_a_place_is_in_its_own_axes_and_unit_without_a_crs(
+    tmp_path: Path, kind: ExportFormat, unit: float
+) -> None:
+    run = tmp_path / "run"
+    make_placed_run(run, origin=None)
+    model = model_of(run)
+    model.transform(pycolmap.Sim3d(unit, pycolmap.Rotation3d(), np.zeros(3)))
+    model.write_binary(run / "latest" / "sparse" / "0")
+    done = export(run, tmp_path / "out", formats=[kind])
+    las = laspy.read(done.path / f"points.{kind}")
+    assert las.header.parse_crs() is None
+    xyz, _ = points_of(run)
+    extent = np.ptp(xyz, axis=0).max()
+    assert max(las.header.scales) <= min(1e-6 * extent, 0.001)
+    np.testing.assert_allclose(las.xyz, xyz, atol=min(1e-6 * extent, 0.001))
+    dense = laspy.read(done.path / f"dense.{kind}")
+    np.testing.assert_allclose(dense.xyz, unit * dense_points()[0], atol=2e-6 * extent)
+    (note,) = [note for note in done.notes if "without a CRS" in note]
+    assert note.startswith(f"coordinates in .{kind} files are in map units along the map's own")
+    assert not (done.path / "origin.json").exists()
+
+
+def test_a_crs_is_still_refused_for_a_map_without_a_place(tmp_path: Path) -> None:
+    make_placed_run(tmp_path / "run", origin=None)
+    with pytest.raises(ConfigError, match="--crs needs a map with a place"):
+        export(tmp_path / "run", tmp_path / "out", formats=[ExportFormat.LAS], crs="EPSG:32615")
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
 def test_dense_points_are_written_beside_the_others(run: Path, tmp_path: Path) -> None:

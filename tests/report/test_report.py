@@ -123,6 +123,54 @@ def test_ground_points_are_listed_with_their_errors_and_check_points_first(
     assert "older version" not in text
 
 
+def test_a_map_that_control_points_placed_has_no_drawing_of_distances_to_positions(
+    run: ReportedRun,
+) -> None:
+    run.georeference()
+    run.summary["georeference"]["gcp"] = [{"name": "A", "error_m": [0.01, 0.0, 0.0]}]
+    run.write()
+    text = page_of(run).text
+    assert "Horizontal distances to positions" not in text
+    assert "From positions to cameras" not in text
+    del run.summary["georeference"]["offsets_enu_m"]
+    run.write()
+    assert "Horizontal distances to positions" not in page_of(run).text
+
+
+def test_a_map_that_control_points_moved_far_from_its_positions_names_the_likely_cause(
+    run: ReportedRun,
+) -> None:
+    run.georeference()
+    place = run.summary["georeference"]
+    place["gcp"] = [{"name": "A", "error_m": [0.01, 0.0, 0.0]}]
+    place["moved_from_positions"] = {"horizontal_m": 3.2, "up_m": 1.5, "is_far": False}
+    run.write()
+    text = page_of(run).text
+    assert "3.20 m horizontally and 1.50 m in height from where positions had them." in text
+    place["moved_from_positions"] = {"horizontal_m": 456e3, "up_m": None, "is_far": True}
+    run.write()
+    assert "456,000 m horizontally from where positions had them: positions are" in (
+        page_of(run).text
+    )
+
+
+def test_every_reason_why_a_keyframe_has_no_depth_has_words() -> None:
+    from adapters.report.run_sections import _NO_DEPTH
+    from engine.dense_types import DepthStatus
+    from engine.run import dense
+
+    reasons = {*DepthStatus, *dense.LeftOut, dense._FAILED, dense._LOST, dense._NOT_WRITTEN}
+    assert set(_NO_DEPTH) == reasons - {DepthStatus.MADE}
+
+
+def test_an_address_in_the_words_of_a_run_has_no_credentials_on_the_page(run: ReportedRun) -> None:
+    run.summary["not_georeferenced"] = "rtsp://me:secret@10.0.0.1/live gave none"
+    run.write()
+    page = report_page(run.path).decode()
+    assert "rtsp://10.0.0.1/live gave none" in page
+    assert "secret" not in page
+
+
 def test_a_map_that_only_has_a_scale_is_in_metres_without_north(run: ReportedRun) -> None:
     bars = [{"ends": ["A", "B"], "length_m": 2.0, "in_map_m": 2.0, "error_m": 0.0}]
     run.summary |= {"unit": "metres", "scale_bars": bars}

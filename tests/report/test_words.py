@@ -12,6 +12,7 @@ from adapters.report.words import (
     listed,
     milliseconds,
     number,
+    printable,
     seconds,
     short,
     without_secrets,
@@ -63,6 +64,29 @@ def test_latencies_of_seconds_are_no_milliseconds() -> None:
 )
 def test_sources_lose_credentials_and_folders_of_the_user(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rtsp://u:p@h:554/live: timed out", "rtsp://h:554/live: timed out"),
+        ("no answer (mqtts://me:a@b@broker).", "no answer (mqtts://broker)."),
+        ("at http://u:se/cr@et@h/x, twice", "at http://h/x, twice"),
+        ("http://h/a?key=1&b=2, again", "http://h/a?…, again"),
+        ("http://h/token=abc/b", "http://h/token=…/b"),
+        ("http://h:8080/a@2x.jpg is there", "http://h:8080/a@2x.jpg is there"),
+        ("a/b.jpg: 3 @ 4", "a/b.jpg: 3 @ 4"),
+        ("https://[::1]:80/a", "https://[::1]:80/a"),
+    ],
+)
+def test_addresses_within_a_text_lose_credentials_and_queries(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert printable(shown) == shown
+
+
+def test_no_part_of_a_password_is_left_of_a_text_that_is_cut() -> None:
+    shown = short(f"{'-' * 50} rtsp://user:{'p' * 60}@host/live", at_most=80)
+    assert "p" not in shown.replace("rtsp", "")
 
 
 def test_long_names_keep_both_ends() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-import engine.run.training as training_module
 from engine.errors import JournalError
 from engine.output.recorder import Recorder
 from engine.output.training_folder import TrainingFolder
 from engine.run.engine import Engine, RunOutcome
+from engine.run.faults import StoppedError
 from tests.support.fake_runs import FakeSource, WorldMatcher, Written, engine_of, frames_of
 from tests.support.synthetic import SyntheticWorld, straight_path
 from tests.support.trainer_readers import READERS, read_as_gaussian_splatting
@@ -173,5 +173,5 @@ def test_an_update_that_hangs_is_left_behind_and_writes_no_more(
     assert outcome.not_saved == ("train/",)
     release.set()
     assert ended.wait(60.0)
-    assert type(broken[0]) is training_module._StoppedError
+    assert type(broken[0]) is StoppedError
     assert not (outcome.path / "train").exists()

@@ -38,7 +38,7 @@ from engine.types import (
 )
 from tests.support.synthetic import HEIGHT, WIDTH, FakeMatcher, SyntheticWorld, straight_path
 
-JPEG = b"\xff\xd8\xff\xda\x00\x02 as received \xff\xd9"  # one empty scan, to its end marker
+JPEG = b"\xff\xd8\xff\xda\x00\x02 as received \xff\xd9"  # a scan and the end
 _BLANK = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 
 Happening = Frame | Received | Exception | Callable[[], Awaitable[None]]
