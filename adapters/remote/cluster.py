@@ -54,6 +54,7 @@ class Call:
     stage: str
     began_s: float
     num_resent: int = 0
+    is_urgent: bool = False  # its turn has come since
 
 
 class Cluster:
@@ -203,6 +204,7 @@ class Cluster:
 
     def make_urgent(self, call: Call) -> None:
         """Says that a call's turn has come."""
+        call.is_urgent = True
         if not call.result.done():
             self._send(Message(kind="urgent", number=call.message.number))
 
@@ -267,7 +269,9 @@ class Cluster:
         self._count_bytes(call.stage, call.message)
         self._send(call.message)
 
-    def _send_states(self, keys: Sequence[str], *, stage: str) -> None:
+    def _send_states(self, keys: Sequence[str], *, stage: str) -> int:
+        """Sends the states that the process does not know; returns how many."""
+        num_sent = 0
         for key in keys:
             with self._lock:
                 if key in self._known:
@@ -279,6 +283,8 @@ class Cluster:
                 message = Message(kind="state", fields=fields, arrays=state.arrays)
                 self._count_bytes(stage, message)
                 self._send(message)
+                num_sent += 1
+        return num_sent
 
     def _count_bytes(self, stage: str, message: Message) -> None:
         with self._lock:
@@ -409,10 +415,15 @@ class Cluster:
             return
         if message.kind == "unknown" and call.num_resent < _MAX_RESENT:
             call.num_resent += 1
+            unknown = {str(key) for key in message.fields["keys"]}
             with self._lock:
-                self._known -= {str(key) for key in message.fields["keys"]}
-            self._send_states(call.keys, stage=call.stage)
+                self._known -= unknown
+            num_sent = self._send_states(call.keys, stage=call.stage)
+            with self._lock:
+                self._figures["states_sent_again"] += num_sent
             self._send(call.message)
+            if call.is_urgent:
+                self._send(Message(kind="urgent", number=message.number))
             return
         with self._lock:
             if self._calls.pop(message.number, None) is None:
@@ -447,6 +458,9 @@ _COUNTED = (
     "adjustments_here",
     "states_made",
     "states_lost",
+    "states_dropped",
+    "states_sent_again",
+    "states_fetched_again",
     "tokens_sent",
     "token_bytes",
     "tokens_sent_again",
