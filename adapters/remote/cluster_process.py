@@ -144,8 +144,10 @@ class ClusterProcess:
         remote = self._remote
         claims = [remote.matcher_cpus, remote.matcher_gpus, remote.matcher_resources]
         digest = hashlib.sha256(json.dumps([self._spec, code_version(), claims]).encode())
+        groups = {HEALTH: _HEALTH_THREADS}
+        actor = ray.remote(concurrency_groups=groups)  # type: ignore[call-overload]  # Ray's lack it
         worker.handle = (
-            ray.remote(concurrency_groups={HEALTH: _HEALTH_THREADS})(MatcherWorker)
+            actor(MatcherWorker)
             .options(
                 name=f"matcher-{digest.hexdigest()[:16]}-{worker.number}",
                 namespace=NAMESPACE,

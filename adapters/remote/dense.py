@@ -20,7 +20,7 @@ from adapters.remote.messages import Message
 from adapters.remote.plain import from_plain, to_plain
 from engine.config import DenseMatchingConfig, RemoteConfig
 from engine.errors import InferenceError
-from engine.types import Features, Frame, FrameId, MatchRequest, PairMatches
+from engine.types import Features, Float32Array, Frame, FrameId, MatchRequest, PairMatches
 
 Keys = tuple[str, str]  # of the states of a pair
 
@@ -47,6 +47,9 @@ class StateSource(Protocol):
 
     def provide(self, key: str) -> Message | None:
         """It, or the state itself; None where it was never kept."""
+
+    def place_vector_here(self, frame_id: FrameId) -> Float32Array | None:
+        """What recognizes a keyframe's place, (E,), made on this machine; None: it cannot be."""
 
     def match_here(self, request: MatchRequest) -> PairMatches:
         """Matches a pair on this machine.
@@ -130,14 +133,36 @@ class RemoteDense:
             return None
         return self.cluster.make_state(key, made_from)
 
-    def place_vector(self, frame_id: FrameId) -> np.ndarray | None:
-        """What recognizes a keyframe's place, (E,); None where the cluster does not say."""
+    def place_vector(self, frame_id: FrameId) -> Float32Array | None:
+        """What recognizes a keyframe's place, (E,), by the cluster, else by this machine.
+
+        It may be asked for again: a keyframe that was described while the cluster was away has its
+        state made there when it is back.
+
+        Returns:
+            None where neither can make it now.
+        """
+        vector = self._place_vector_there(frame_id)
+        if vector is None:
+            vector = self._source.place_vector_here(frame_id)
+            self._ahead.count("places_here" if vector is not None else "places_failed")
+        else:
+            self._ahead.count("places_there")
+        return vector
+
+    def _place_vector_there(self, frame_id: FrameId) -> Float32Array | None:
         making = self._states.pop(frame_id, None)
         try:
             call = None if making is None else making.result(_SEND_TIMEOUT_S)
-            return None if call is None else self.cluster.result(call).arrays.get("vector")
-        except (ClusterAwayError, TimeoutError):
+            if call is None and self._is_usable():
+                call = self._make_state(frame_id)
+            if call is None:
+                return None
+            vector = np.asarray(self.cluster.result(call).arrays["vector"], np.float32)
+        except (ClusterAwayError, KeyError, TimeoutError, ValueError):
             return None
+        is_whole = vector.ndim == 1 and vector.size and np.isfinite(vector).all()
+        return vector if is_whole else None
 
     def match_ahead(self, frame_id: FrameId, requests: Sequence[MatchRequest]) -> None:
         """Begins with pairs of a keyframe: with what of them does not depend on tables."""

@@ -13,6 +13,7 @@ import pytest
 from adapters.remote import cluster_process as process_module
 from adapters.remote.cluster_process import ClusterProcess
 from adapters.remote.messages import Channel, Message
+from adapters.remote.worker import HEALTH
 from engine.config import load_config
 from tests.support.fake_actors import FakeActor
 
@@ -177,4 +178,4 @@ def test_a_worker_is_pinged_on_threads_that_no_call_uses(process: ClusterProcess
         await asyncio.wait([keeping])
 
     run(work, process)
-    assert actor.pinged_by == [process_module.HEALTH]
+    assert actor.pinged_by == [HEALTH]
