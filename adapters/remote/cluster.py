@@ -200,7 +200,8 @@ class Cluster:
 
     def drop(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Says which pairs will not be asked for."""
-        self._send(Message(kind="drop", fields={"pairs": [list(pair) for pair in pairs]}))
+        if pairs:
+            self._send(Message(kind="drop", fields={"pairs": [list(pair) for pair in pairs]}))
 
     def make_urgent(self, call: Call) -> None:
         """Says that a call's turn has come."""

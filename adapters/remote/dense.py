@@ -85,7 +85,6 @@ class RemoteDense:
         self.cluster = cluster(source.provide)
         self._ahead = AheadWork(config, self.cluster)
         self._begun: dict[FrameId, list[Keys]] = {}  # ahead
-        self._newest = FrameId(0)  # whose turn has come
         self._states: dict[FrameId, Future[Call | None]] = {}  # that are being made
 
     @property
@@ -119,7 +118,6 @@ class RemoteDense:
         """
         self._source.keep(frame)
         if self._is_usable():
-            self._ahead.send(frame.frame_id)
             making = self._ahead.submit(lambda: self._make_state(frame.frame_id))
             if making is not None:
                 self._states[frame.frame_id] = making
@@ -131,7 +129,7 @@ class RemoteDense:
         made_from = self._source.provide(key)
         if made_from is None or "state" in made_from.arrays:
             return None
-        return self.cluster.make_state(key, made_from)
+        return self._ahead.track(frame_id, self.cluster.make_state(key, made_from))
 
     def place_vector(self, frame_id: FrameId) -> Float32Array | None:
         """What recognizes a keyframe's place, (E,), by the cluster, else by this machine.
@@ -169,23 +167,29 @@ class RemoteDense:
         pairs = [_keys_of(request) for request in requests]
 
         def prepare() -> None:
-            if frame_id <= self._newest or not pairs:
-                return
             with self._ahead.lock:
+                if self._ahead.has_turn(frame_id) or not pairs:
+                    return
                 self._begun[frame_id] = pairs
-            self._ahead.count("pairs_ahead", len(pairs))
-            self.cluster.prepare(pairs)
+                self._ahead.prepares(frame_id)
+                self._ahead.count_locked("pairs_ahead", len(pairs))
+                sent = list(pairs)
+            self.cluster.prepare(sent)
 
         self._ahead.begin(frame_id, prepare)
 
     def forget_ahead(self, frame_id: FrameId) -> None:
-        """Ends what was begun for a keyframe."""
-        self._ahead.end(frame_id)
+        """Ends what was begun for a frame."""
+        left = self._forget(frame_id)
+        self._ahead.submit(lambda: self.cluster.drop([*left, *self._forget(frame_id)]))
+
+    def _forget(self, frame_id: FrameId) -> list[Keys]:
+        """Forgets what was begun for a frame; returns the pairs that nobody asked for."""
         with self._ahead.lock:
+            self._ahead.ends(frame_id)
             left = self._begun.pop(frame_id, [])
-        if left:
-            self._ahead.count("pairs_ahead_unused", len(left))
-            self._ahead.submit(lambda: self.cluster.drop(left))
+            self._ahead.count_locked("pairs_ahead_unused", len(left))
+        return left
 
     def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
         """Matches each pair.
@@ -193,7 +197,8 @@ class RemoteDense:
         Raises:
             InferenceError: the cluster does not do it, nor can this machine.
         """
-        self._newest = max([self._newest, *(request.pair.second for request in requests)])
+        for request in requests:
+            self._ahead.turn_came(request.pair.second)
         calls = [self._begin(request) for request in requests] if self._is_usable() else []
         matched = []
         for number, request in enumerate(requests):
@@ -220,13 +225,14 @@ class RemoteDense:
                     self._ahead.count_locked("pairs_ahead_used")
         slim = replace(request, first=_slim(request.first), second=_slim(request.second))
         fields, arrays = to_plain(slim)
-        return self.cluster.call(
+        call = self.cluster.call(
             "match",
             {"pairs": [[*keys, fields]]},
             {f"0.{name}": array for name, array in arrays.items()},
             stage="match",
             keys=keys,
         )
+        return self._ahead.track(request.pair.second, call)
 
     def _result(self, call: Call, request: MatchRequest) -> PairMatches | None:
         """The matches of a pair; None where the cluster does not give them."""

@@ -145,7 +145,7 @@ def test_what_was_begun_ahead_is_used_and_the_rest_is_counted(cluster: RayCluste
     )
     assert (figures["pairs_ahead_used"], figures["pairs_ahead_unused"]) == (1, 1)
     assert figures["described_there"] == 3
-    assert figures["keyframes_in_flight_max"] == 3
+    assert figures["keyframes_in_flight_max"] in (1, 2)  # the first, and the second ahead
 
 
 def test_a_worker_that_is_killed_changes_nothing(cluster: RayCluster) -> None:
