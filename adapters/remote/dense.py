@@ -104,7 +104,7 @@ class RemoteDense:
 
     @property
     def keyframes_ahead(self) -> int:
-        """Keyframes of which it may be told at once."""
+        """Keyframes whose work the cluster may have at once, before their turn."""
         return self._ahead.num_keyframes
 
     def describe_ahead(self, frame: Frame) -> None:
@@ -157,10 +157,14 @@ class RemoteDense:
             if call is None:
                 return None
             vector = np.asarray(self.cluster.result(call).arrays["vector"], np.float32)
-        except (ClusterAwayError, KeyError, TimeoutError, ValueError):
+            if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
+                raise ValueError("what came is no vector")
+        except (ClusterAwayError, TimeoutError):
             return None
-        is_whole = vector.ndim == 1 and vector.size and np.isfinite(vector).all()
-        return vector if is_whole else None
+        except (KeyError, ValueError) as error:
+            self.cluster.report_refusal("describe", f"the place of keyframe {frame_id}: {error}")
+            return None
+        return vector
 
     def match_ahead(self, frame_id: FrameId, requests: Sequence[MatchRequest]) -> None:
         """Begins with pairs of a keyframe: with what of them does not depend on tables."""
@@ -241,16 +245,19 @@ class RemoteDense:
             (fields,) = message.fields["pairs"]
             arrays = {name.removeprefix("0."): one for name, one in message.arrays.items()}
             found = from_plain(PairMatches, fields, arrays)
-        except (ClusterAwayError, KeyError, TypeError, ValueError):
+            if found.pair != request.pair:
+                raise ValueError(f"the matches of {found.pair} came")
+        except ClusterAwayError:
             return None
-        if found.pair != request.pair:
+        except (KeyError, TypeError, ValueError) as error:
+            self.cluster.report_refusal("match", f"{request.pair}: {error}")
             return None
         self._ahead.count("matched_there")
         return found
 
-    def report_to(self, tell: Callable[[str], None]) -> None:
-        """Has it said when the cluster is away, and when it is back."""
-        self.cluster.report_to(tell)
+    def report_to(self, warn: Callable[[str], None]) -> None:
+        """Gets warnings when the cluster is away, when it is back, and when it refuses work."""
+        self.cluster.report_to(warn)
 
     def figures(self) -> dict[str, object]:
         """What was sent, awaited and counted."""

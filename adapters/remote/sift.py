@@ -83,7 +83,7 @@ class RemoteSift:
 
     @property
     def keyframes_ahead(self) -> int:
-        """Keyframes of which it may be told at once."""
+        """Keyframes whose work the cluster may have at once, before their turn."""
         return self._ahead.num_keyframes
 
     # -- describing -------------------------------------------------------------------------------
@@ -112,28 +112,35 @@ class RemoteSift:
         Raises:
             InferenceError: OpenCV could not work on the image.
         """
+        described = self._describe_there(frame)
+        self._ahead.count("described_here" if described is None else "described_there")
+        features, lean = described or self._local.describe_after(
+            frame, self._lean_before.get(frame.camera_key)
+        )
+        if lean is not None:
+            self._lean_before[frame.camera_key] = np.asarray(lean, np.uint8)
+        return features
+
+    def _describe_there(self, frame: Frame) -> tuple[Features, Uint8Array | None] | None:
+        """A frame's table and its lean descriptors; None where the cluster does not give them."""
         call = self._described_ahead(frame.frame_id)
+        if not self.cluster.is_usable():
+            return None
         try:
-            if not self.cluster.is_usable():
-                raise ClusterAwayError("the cluster is away")
             if call is None:
                 call = self._begin_to_describe(frame)
             self.cluster.make_urgent(call)
             message = self.cluster.result(call)
             features = from_plain(Features, message.fields, message.arrays)
-            lean = message.arrays.get("lean")
             key = str(message.fields["key"])
-            self._keys.add(features.descriptors, key)
-            self.cluster.know(key)
-            self._ahead.count("described_there")
-        except (ClusterAwayError, InferenceError, KeyError, ValueError):
-            features, lean = self._local.describe_after(
-                frame, self._lean_before.get(frame.camera_key)
-            )
-            self._ahead.count("described_here")
-        if lean is not None:
-            self._lean_before[frame.camera_key] = np.asarray(lean, np.uint8)
-        return features
+        except ClusterAwayError:
+            return None
+        except (InferenceError, KeyError, ValueError) as error:
+            self.cluster.report_refusal("describe", f"{frame.name}: {error}")
+            return None
+        self._keys.add(features.descriptors, key)
+        self.cluster.know(key)
+        return features, message.arrays.get("lean")
 
     def _begin_to_describe(self, frame: Frame, *, is_ahead: bool = False) -> Call:
         fields, arrays = frame_to_plain(frame)
@@ -256,7 +263,10 @@ class RemoteSift:
                 matches_idx=arrays[f"{asked.number}.rows"],
                 confidence=arrays[f"{asked.number}.confidence"],
             )
-        except (ClusterAwayError, InferenceError, KeyError, ValueError, IndexError):
+        except ClusterAwayError:
+            return None
+        except (InferenceError, KeyError, ValueError, IndexError) as error:
+            self.cluster.report_refusal("match", f"{request.pair}: {error}")
             return None
         self._ahead.count("matched_there")
         return found
@@ -270,9 +280,9 @@ class RemoteSift:
 
     # -- the run ----------------------------------------------------------------------------------
 
-    def report_to(self, tell: Callable[[str], None]) -> None:
-        """Has it said when the cluster is away, and when it is back."""
-        self.cluster.report_to(tell)
+    def report_to(self, warn: Callable[[str], None]) -> None:
+        """Gets warnings when the cluster is away, when it is back, and when it refuses work."""
+        self.cluster.report_to(warn)
 
     def figures(self) -> dict[str, object]:
         """What was sent, awaited and counted."""
