@@ -312,15 +312,16 @@ def open_engine(
     # Before a former run is replaced: a view or a matcher that cannot open must not cost it.
     _check_live_view(config, options)
     matcher, places = _matching(config, sources)
-    second = _second_matcher(config)
-    solve_window = _window_solver(config, options, matcher)
-    adjust = _map_adjuster(config, matcher)
-    masks = _camera_masks(config)
     requests = requests or RunRequests()
-    opened = [*views, *_open_remote_views(config, options, sources, requests)]
+    opened = [*views]
     folder: RunFolder | None = None
     recording: FolderRecording | None = None
     try:
+        second = _second_matcher(config)
+        solve_window = _window_solver(config, options, matcher)
+        adjust = _map_adjuster(config, matcher)
+        masks = _camera_masks(config)
+        opened += _open_remote_views(config, options, sources, requests)
         recording = _input_recording(config, options, sources)
         before_folder()  # a former run may be replaced now, so this one has to begin
         folder = _run_folder(config, options)

@@ -307,7 +307,7 @@ class WorksAhead(Protocol):
 
     @property
     def keyframes_ahead(self) -> int:
-        """Keyframes of which it may be told at once, before their turn."""
+        """Keyframes whose work it may have at once, before their turn."""
 
     def describe_ahead(self, frame: Frame) -> None:
         """Begins to describe a frame, which becomes a keyframe."""
@@ -319,10 +319,10 @@ class WorksAhead(Protocol):
         """
 
     def forget_ahead(self, frame_id: FrameId) -> None:
-        """Ends what was begun for a keyframe, which has been matched."""
+        """Ends what was begun for a frame: a keyframe that was matched, or one that is dropped."""
 
-    def report_to(self, tell: Callable[[str], None]) -> None:
-        """Has it said, in words, when work is not done there any more, and when it is again."""
+    def report_to(self, warn: Callable[[str], None]) -> None:
+        """Gets warnings, in words, when work is not done there, and when it is again."""
 
     def figures(self) -> dict[str, object]:
         """What was sent, awaited and counted, for `summary.json`."""

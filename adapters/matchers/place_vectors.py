@@ -44,8 +44,16 @@ class VectorPlaceIndex:
             ValueError: it was added before.
         """
         self._keyframes.refuse_added(features.frame_id)
-        vector = self._pending.take(features.frame_id)
-        self._keyframes.add(features.frame_id)
+        self.add_vector(features.frame_id, self._pending.take(features.frame_id))
+
+    def add_vector(self, frame_id: FrameId, vector: Float32Array) -> None:
+        """Adds a keyframe by its vector (E,).
+
+        Raises:
+            ValueError: it was added before.
+        """
+        self._keyframes.refuse_added(frame_id)
+        self._keyframes.add(frame_id)
         self._vectors.append(vector[None])
         self._sum = vector.astype(np.float64) if not self._sum.size else self._sum + vector
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
+from adapters.remote.messages import Arrays, Fields
 from adapters.remote.plain_maps import map_to_plain, take_changes
 from adapters.remote.tasks import RemoteTasks
 
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     import pycolmap
 
     from engine.mapping.model.calibration_control import CalibrationControl
-
-logger = logging.getLogger(__name__)
 
 _LEAST_OBSERVATIONS = 5_000  # a smaller map is adjusted here in the time that sending it takes
 
@@ -46,12 +44,11 @@ class RemoteAdjuster:
         limits = {"max_iterations": max_iterations, "num_threads": num_threads}
         if reconstruction.compute_num_observations() >= self._least_observations:
             arrays = map_to_plain(reconstruction, calibration)
-            adjusted = self._tasks.result("adjust", limits, arrays, stage="adjustments")
-            if adjusted is not None:
-                try:
-                    take_changes(reconstruction, calibration, arrays=arrays, changes=adjusted[1])
-                except (KeyError, TypeError, ValueError) as error:
-                    logger.warning("an adjustment came back broken and is made here: %s", error)
-                else:
-                    return
+
+            def read(_: Fields, changes: Arrays) -> bool:
+                take_changes(reconstruction, calibration, arrays=arrays, changes=changes)
+                return True
+
+            if self._tasks.result("adjust", limits, arrays, stage="adjustments", read=read):
+                return
         adjust_globally(reconstruction, calibration=calibration, **limits)

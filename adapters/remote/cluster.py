@@ -37,7 +37,7 @@ _LOOK_PERIOD_S = 0.2
 _MAX_RESENT = 3  # times that a call is sent with states that the process does not know
 
 ProvideState = Callable[[str], Message | None]
-Tell = Callable[[str], None]
+Warn = Callable[[str], None]
 
 
 class ClusterAwayError(Exception):
@@ -54,6 +54,7 @@ class Call:
     stage: str
     began_s: float
     num_resent: int = 0
+    is_urgent: bool = False  # its turn has come since
 
 
 class Cluster:
@@ -87,8 +88,9 @@ class Cluster:
         self._num_up = 0
         self._trouble = ""
         self._is_closed = False
-        self._was_usable: bool | None = None  # when it was told last; None: not yet
-        self._tell: Tell = logger.warning
+        self._was_usable: bool | None = None  # as reported last; None: not yet
+        self._refused: set[str] = set()  # stages of work that the cluster refused
+        self._warn: Warn = logger.warning
         self._figures: Counter[str] = Counter()
         self._of_process: Counter[str] = Counter()  # figures of the present process
         self._of_former: Counter[str] = Counter()  # and of those before
@@ -106,6 +108,7 @@ class Cluster:
             while not self._is_usable() and time.monotonic() < ends_s and not self._is_closed:
                 self._changed.wait(_LOOK_PERIOD_S)
             self._was_usable = is_usable = self._is_usable()
+            self._figures["times_away"] += not is_usable
         return is_usable
 
     @property
@@ -113,9 +116,17 @@ class Cluster:
         """What went wrong last, in words."""
         return self._trouble
 
-    def report_to(self, tell: Tell) -> None:
-        """Has it said in words when the cluster is away, and when it is back."""
-        self._tell = tell
+    def report_to(self, warn: Warn) -> None:
+        """Gives warnings, in words, when the cluster is away, from the start, too, and when back.
+
+        And once of each stage, when the cluster answers, but does not do work of it.
+        """
+        self._warn = warn
+        with self._lock:
+            is_away = self._was_usable is False
+        if is_away:
+            words = f"{self._trouble or 'it does not answer'}; work is done here until it answers"
+            warn(f"the cluster at {self._config.address} is away: {words}")
 
     def is_usable(self) -> bool:
         """Whether the cluster answers."""
@@ -199,10 +210,12 @@ class Cluster:
 
     def drop(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Says which pairs will not be asked for."""
-        self._send(Message(kind="drop", fields={"pairs": [list(pair) for pair in pairs]}))
+        if pairs:
+            self._send(Message(kind="drop", fields={"pairs": [list(pair) for pair in pairs]}))
 
     def make_urgent(self, call: Call) -> None:
         """Says that a call's turn has come."""
+        call.is_urgent = True
         if not call.result.done():
             self._send(Message(kind="urgent", number=call.message.number))
 
@@ -223,11 +236,25 @@ class Cluster:
                     if call.result.done():
                         continue
                 if not self.is_usable():
-                    self._tell_changes()
+                    self._report_changes()
                     raise ClusterAwayError("the cluster does not answer")
         finally:
             with self._lock:
                 self._waited_s[call.stage] += time.monotonic() - since_s
+
+    def report_refusal(self, stage: str, words: str) -> None:
+        """Counts work that the cluster did not do though it answers, and warns of the first.
+
+        Args:
+            stage: of the run.
+            words: why.
+        """
+        with self._lock:
+            self._figures["calls_refused"] += 1
+            is_first = stage not in self._refused
+            self._refused.add(stage)
+        if is_first:
+            self._warn(f"the cluster does not do all work ({stage}), which is done here: {words}")
 
     def count(self, name: str) -> None:
         """Counts work, for `summary.json`."""
@@ -267,7 +294,9 @@ class Cluster:
         self._count_bytes(call.stage, call.message)
         self._send(call.message)
 
-    def _send_states(self, keys: Sequence[str], *, stage: str) -> None:
+    def _send_states(self, keys: Sequence[str], *, stage: str) -> int:
+        """Sends the states that the process does not know; returns how many."""
+        num_sent = 0
         for key in keys:
             with self._lock:
                 if key in self._known:
@@ -279,6 +308,8 @@ class Cluster:
                 message = Message(kind="state", fields=fields, arrays=state.arrays)
                 self._count_bytes(stage, message)
                 self._send(message)
+                num_sent += 1
+        return num_sent
 
     def _count_bytes(self, stage: str, message: Message) -> None:
         with self._lock:
@@ -345,7 +376,7 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the run, which tells it when to end
+                start_new_session=True,  # Ctrl-C is for the run, which ends it
                 env=os.environ | {"RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"},
             )
             try:
@@ -373,14 +404,14 @@ class Cluster:
         while (message := channel.receive()) is not None:
             match message.kind:
                 case "alive":
-                    self._hear(message.fields)
+                    self._take_alive(message.fields)
                 case "trouble":
                     self._trouble = str(message.fields["words"])
                     logger.debug("cluster: %s", self._trouble)
                 case _:
                     self._answer(message)
 
-    def _hear(self, fields: Fields) -> None:
+    def _take_alive(self, fields: Fields) -> None:
         with self._changed:
             self._heard_at_s = time.monotonic()
             silent_s = fields["silent_s"]
@@ -388,9 +419,9 @@ class Cluster:
             self._num_up = int(fields["num_up"])
             self._of_process = Counter({str(k): int(v) for k, v in fields["figures"].items()})
             self._changed.notify_all()
-        self._tell_changes()
+        self._report_changes()
 
-    def _tell_changes(self) -> None:
+    def _report_changes(self) -> None:
         with self._lock:
             is_usable = self._is_usable()
             if self._was_usable in (None, is_usable) or self._is_closed:
@@ -398,9 +429,9 @@ class Cluster:
             self._was_usable = is_usable
             self._figures["times_away"] += not is_usable
         if is_usable:
-            self._tell("the cluster is back")
+            self._warn("the cluster is back")
         else:
-            self._tell(f"the cluster is away: {self._trouble or 'it does not answer'}")
+            self._warn(f"the cluster is away: {self._trouble or 'it does not answer'}")
 
     def _answer(self, message: Message) -> None:
         with self._lock:
@@ -409,10 +440,15 @@ class Cluster:
             return
         if message.kind == "unknown" and call.num_resent < _MAX_RESENT:
             call.num_resent += 1
+            unknown = {str(key) for key in message.fields["keys"]}
             with self._lock:
-                self._known -= {str(key) for key in message.fields["keys"]}
-            self._send_states(call.keys, stage=call.stage)
+                self._known -= unknown
+            num_sent = self._send_states(call.keys, stage=call.stage)
+            with self._lock:
+                self._figures["states_sent_again"] += num_sent
             self._send(call.message)
+            if call.is_urgent:
+                self._send(Message(kind="urgent", number=message.number))
             return
         with self._lock:
             if self._calls.pop(message.number, None) is None:
@@ -421,6 +457,7 @@ class Cluster:
             call.result.set_result(message)
         else:
             words = str(message.fields.get("words") or "its states are lost")
+            self.report_refusal(call.stage, words.strip().splitlines()[-1])
             call.result.set_exception(ClusterAwayError(words))
 
     def _lose(self) -> None:
@@ -435,7 +472,7 @@ class Cluster:
         for call in calls:
             if not call.result.done():
                 call.result.set_exception(ClusterAwayError("the cluster process ended"))
-        self._tell_changes()
+        self._report_changes()
 
 
 _END_TIMEOUT_S = 5.0  # that closing waits until the process has ended
@@ -447,11 +484,15 @@ _COUNTED = (
     "adjustments_here",
     "states_made",
     "states_lost",
+    "states_dropped",
+    "states_sent_again",
+    "states_fetched_again",
     "tokens_sent",
     "token_bytes",
     "tokens_sent_again",
     "pairs_prepared",
     "calls_again",
+    "calls_refused",
     "times_away",
     "process_ends",
 )

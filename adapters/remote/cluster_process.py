@@ -8,6 +8,9 @@ plain arrays.
 A state (see `hosted`) is in the cluster once, where it was made or put, and every worker gets it
 from there at most once. A call is sent to a worker that has its states, if one has room; one that
 breaks, or takes too long, is made again elsewhere.
+
+The cluster keeps the states used last, `_MAX_STATES` of them. One that was dropped or lost is sent
+again by the run, which learns from the reply to a call that it is unknown here; both are counted.
 """
 
 from __future__ import annotations
@@ -23,14 +26,16 @@ import signal
 import socket
 import sys
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from adapters.remote.connecting import NAMESPACE, connect
 from adapters.remote.messages import BrokenMessageError, Channel, Fields, Message
-from adapters.remote.worker import TASKS, MatcherWorker, code_version, run_task
+from adapters.remote.worker import HEALTH, TASKS, MatcherWorker, code_version, run_task
 from adapters.remote.workers import Worker, Workers
 from engine.config import RemoteConfig
 
@@ -38,7 +43,9 @@ _PING_PERIOD_S = 1.0
 _RETRY_PERIOD_S = 2.0
 _START_TIMEOUT_S = 120.0  # of a worker, which may load weights
 _SILENT_STALLS = 3  # times the stall after which the connection is given up
-_MAX_THREADS = 32  # of a worker: calls that wait in it for their turn
+_MAX_THREADS = 32  # of a worker: calls that wait in it for their turn; more wait in Ray's queue
+_HEALTH_THREADS = 2  # of a worker: a ping never waits behind calls
+_MAX_STATES = 4096  # of keyframes; with what they are made from 1 to 2 MB each in the cluster
 _PR_SET_PDEATHSIG = 1
 
 
@@ -50,6 +57,8 @@ class _State:
     image: Any = None  # where the cluster has the image that it is made from
     maker: Worker | None = None  # which made it; None: the run sent it
     tried: tuple[Worker, ...] = ()  # on which it could not be made
+    vector: Any = None  # (E,) that recognizes its place; None: it is not made yet
+    asked: list[int] = field(default_factory=list)  # calls that wait for the vector
 
 
 class ClusterProcess:
@@ -66,7 +75,7 @@ class ClusterProcess:
         self._spec = json.dumps(settings["spec"], sort_keys=True)
         self._run = str(settings["run"])
         self._workers = Workers(self._remote.matchers, max_calls=self._remote.calls_per_matcher)
-        self._states: dict[str, _State] = {}
+        self._states: OrderedDict[str, _State] = OrderedDict()  # the one used last at the end
         self._prepared: dict[tuple[str, str], Worker | None] = {}  # None: its turn has not come
         self._can_wait: set[int] = set()  # calls ahead of their turn
         self._fetched: Counter[tuple[str, int]] = Counter()  # states, by key and worker
@@ -118,7 +127,8 @@ class ClusterProcess:
         while True:
             try:
                 if worker.is_up:
-                    await asyncio.wait_for(worker.handle.ping.remote(), self._remote.stall_s)
+                    ping = worker.handle.ping.options(concurrency_group=HEALTH)
+                    await asyncio.wait_for(ping.remote(), self._remote.stall_s)
                     self._answered_at_s = asyncio.get_running_loop().time()
                 else:
                     await self._connect(worker)
@@ -134,8 +144,10 @@ class ClusterProcess:
         remote = self._remote
         claims = [remote.matcher_cpus, remote.matcher_gpus, remote.matcher_resources]
         digest = hashlib.sha256(json.dumps([self._spec, code_version(), claims]).encode())
+        groups = {HEALTH: _HEALTH_THREADS}
+        actor = ray.remote(concurrency_groups=groups)  # type: ignore[call-overload]  # Ray's lack it
         worker.handle = (
-            ray.remote(MatcherWorker)
+            actor(MatcherWorker)
             .options(
                 name=f"matcher-{digest.hexdigest()[:16]}-{worker.number}",
                 namespace=NAMESPACE,
@@ -150,7 +162,8 @@ class ClusterProcess:
             )
             .remote(self._spec, remote.idle_s)
         )
-        hello = await asyncio.wait_for(worker.handle.hello.remote(), _START_TIMEOUT_S)
+        greet = worker.handle.hello.options(concurrency_group=HEALTH)
+        hello = await asyncio.wait_for(greet.remote(), _START_TIMEOUT_S)
         if hello["version"] != code_version():
             raise RuntimeError(f"a node of the cluster has LiveSfM {hello['version']}")
         self._answered_at_s = asyncio.get_running_loop().time()
@@ -176,43 +189,77 @@ class ClusterProcess:
     # -- states -----------------------------------------------------------------------------------
 
     async def _take_state(self, message: Message) -> None:
-        """Puts a state, or the image that it is made from, into the cluster."""
-        key = str(message.fields["key"])
-        if key in self._states:
-            return
-        if "state" in message.arrays:
-            place = await asyncio.to_thread(_put, message.arrays["state"].copy())
-            self._states[key] = _State(place=place)
-        else:
-            content = (dict(message.fields), {k: a.copy() for k, a in message.arrays.items()})
-            image = await asyncio.to_thread(_put, content)
-            self._states[key] = state = _State(image=image)
-            self._make(key, state, number=message.number)
+        """Puts a state, or the image that it is made from, into the cluster.
 
-    def _make(self, key: str, state: _State, *, number: int = 0) -> None:
+        A message with a number gets a reply, also where the state is known already.
+        """
+        key = str(message.fields["key"])
+        state = self._states.get(key)
+        if state is None:
+            state = await _put_state(message)
+            self._add_state(key, state)
+        if message.number:
+            state.asked.append(message.number)
+        if state.vector is not None:
+            self._reply_vector(state)
+        elif state.image is None:
+            self._refuse_vector(state, "its state was sent without its image")
+        elif state.maker is None:
+            self._make(key, state)
+
+    def _add_state(self, key: str, state: _State) -> None:
+        """Adds a state, and drops those used longest ago where there are too many."""
+        self._states[key] = state
+        while len(self._states) > _MAX_STATES:
+            dropped, old = self._states.popitem(last=False)
+            self._refuse_vector(old, "its state was dropped")
+            for worker in self._workers.all:
+                worker.held.discard(dropped)
+                self._fetched.pop((dropped, worker.number), None)
+            self._figures["states_dropped"] += 1
+
+    def _make(self, key: str, state: _State) -> None:
         """Begins to make a state, on the worker with least to do."""
         up = [one for one in self._workers.all if one.is_up]
         fresh = [one for one in up if one not in state.tried] or up
         maker = min(fresh, key=lambda one: (one.num_calls, len(one.held)), default=None)
-        if maker is None:
-            return  # it is made when a call needs it
+        if maker is None:  # it is made when a call needs it
+            self._refuse_vector(state, "no worker answers")
+            return
         maker.held.add(key)
         reply, state.place = maker.handle.encode.options(num_returns=2).remote(
             self._run, key, [state.image]
         )
         state.maker = maker
         self._figures["states_made"] += 1
-        self._start(self._made(key, state, reply, number=number))
+        self._start(self._made(key, state, reply, place=state.place))
 
-    async def _made(self, key: str, state: _State, reply: Any, *, number: int) -> None:
+    async def _made(self, key: str, state: _State, reply: Any, *, place: Any) -> None:
         """Waits until a state is made, and sends what recognizes its place."""
         try:
             fields, arrays = await asyncio.wait_for(reply, self._remote.call_timeout_s)
         except Exception as error:  # a task boundary: it is made again when it is needed
+            if state.place is not place:
+                return  # it is being made again already
             self._lose(key, state)
-            fields, arrays = {"failed": _first_line(error)}, {}
-        if number:
-            self._send(Message(kind="result", number=number, fields=fields, arrays=arrays))
+            self._refuse_vector(state, _first_line(error))
+            return
+        if "vector" in arrays:
+            state.vector = np.array(arrays["vector"])
+            self._reply_vector(state)
+        else:
+            self._refuse_vector(state, str(fields.get("failed")))
+
+    def _reply_vector(self, state: _State) -> None:
+        while state.asked:
+            arrays = {"vector": state.vector}
+            self._send(Message(kind="result", number=state.asked.pop(0), arrays=arrays))
+
+    def _refuse_vector(self, state: _State, words: str) -> None:
+        """Ends the calls that wait for a vector, which does not come for now."""
+        while state.asked:
+            number = state.asked.pop(0)
+            self._send(Message(kind="failed", number=number, fields={"words": words}))
 
     def _lose(self, key: str, state: _State) -> None:
         if state.maker is not None:
@@ -271,15 +318,16 @@ class ClusterProcess:
         if call.fields["method"] in TASKS:
             return await self._run_task(call)
         keys = [str(key) for key in call.fields["keys"]]
-        words = "no worker answers"
+        words = ""
         tried: tuple[Worker, ...] = ()
         for _ in range(self._remote.max_tries):
-            unknown = [key for key in keys if key not in self._states]
-            if unknown:
-                return Message(kind="unknown", fields={"keys": unknown})
+            if unknown := self._unknown(keys):
+                return unknown
             worker = await self._worker_for(call, keys, tried)
             try:
-                reply, state = self._begin(worker, call, keys)
+                if unknown := self._unknown(keys):  # lost or dropped while the call waited
+                    return unknown
+                reply, state, places = self._begin(worker, call, keys)
                 fields, arrays = await asyncio.wait_for(reply, self._remote.call_timeout_s)
             except Exception as error:  # a task boundary: another worker has its turn
                 words = _first_line(error)
@@ -292,16 +340,22 @@ class ClusterProcess:
             finally:
                 await self._workers.give_back(worker)
             if missing := fields.get("missing"):
+                words = "states that it needs were lost"
                 self._figures["calls_again"] += 1
-                self._forget_lost(missing)
+                self._forget_lost(missing, places)
                 continue
             self._count_fetched(worker, fields.pop("fetched", ()))
             if "failed" in fields:
                 return Message(kind="failed", fields={"words": fields["failed"]})
-            if state is not None:
-                self._states.setdefault(fields["key"], _State(place=state))
+            if state is not None and fields["key"] not in self._states:
+                self._add_state(fields["key"], _State(place=state))
             return Message(kind="result", fields=fields, arrays=arrays)
         return Message(kind="failed", fields={"words": words})
+
+    def _unknown(self, keys: Sequence[str]) -> Message | None:
+        """What asks the run for states that the cluster has not; None: it has all of them."""
+        unknown = [key for key in keys if key not in self._states]
+        return Message(kind="unknown", fields={"keys": unknown}) if unknown else None
 
     async def _worker_for(
         self, call: Message, keys: Sequence[str], tried: Sequence[Worker]
@@ -320,36 +374,52 @@ class ClusterProcess:
         assert worker is not None, "a call is needed until it has its result"
         return worker
 
-    def _begin(self, worker: Worker, call: Message, keys: Sequence[str]) -> tuple[Any, Any]:
-        """Makes a call on a worker; returns where its reply is, and the state that it makes."""
+    def _begin(
+        self, worker: Worker, call: Message, keys: Sequence[str]
+    ) -> tuple[Any, Any, list[tuple[str, list[Any]]]]:
+        """Makes a call on a worker.
+
+        Returns:
+            Where its reply is, where the state that it makes is, and where those are that it uses.
+        """
         arrays = {name: array.copy() for name, array in call.arrays.items()}
         fields = dict(call.fields["call"])
         if call.fields["method"] == "describe":
             describe = worker.handle.describe.options(num_returns=2)
             reply, state = describe.remote(self._run, fields, arrays)
-            return reply, state
+            return reply, state, []
         places = self._places(worker, keys)
-        return worker.handle.match.remote(self._run, fields, arrays, places), None
+        return worker.handle.match.remote(self._run, fields, arrays, places), None, places
 
     def _places(self, worker: Worker, keys: Sequence[str]) -> list[tuple[str, list[Any]]]:
         """Where a worker gets states from; those that are lost are made again."""
         places = []
         for key in keys:
             state = self._states[key]
+            self._states.move_to_end(key)
             if state.place is None:
                 self._make(key, state)
             worker.held.add(key)
             places.append((key, [state.place]))
         return places
 
-    def _forget_lost(self, keys: Sequence[str]) -> None:
-        """Has states made again that went with their workers; those put here have to come again."""
+    def _forget_lost(
+        self, keys: Sequence[str], places: Sequence[tuple[str, Sequence[Any]]]
+    ) -> None:
+        """Has states made again that went with their workers; those put here have to come again.
+
+        Args:
+            keys: of those that a worker could not get.
+            places: where it looked; one that is elsewhere by now was found lost before.
+        """
+        looked_at = dict(places)
         for key in keys:
             state = self._states.get(key)
-            if state is None:
+            if state is None or state.place is not looked_at[key][0]:
                 continue
             if state.image is None or state.tried:
                 del self._states[key]
+                self._refuse_vector(state, "its state was lost")
             else:
                 self._lose(key, state)
             self._figures["states_lost"] += 1
@@ -357,12 +427,16 @@ class ClusterProcess:
     def _count_fetched(self, worker: Worker, fetched: Sequence[tuple[str, int]]) -> None:
         for key, num_bytes in fetched:
             state = self._states.get(key)
-            if state is None or state.maker is None:
+            if state is None:
+                continue
+            self._fetched[key, worker.number] += 1
+            is_again = self._fetched[key, worker.number] > 1
+            self._figures["states_fetched_again"] += is_again
+            if state.maker is None:
                 continue  # it was put, and comes from there
             self._figures["tokens_sent"] += 1
             self._figures["token_bytes"] += num_bytes
-            self._fetched[key, worker.number] += 1
-            self._figures["tokens_sent_again"] += self._fetched[key, worker.number] > 1
+            self._figures["tokens_sent_again"] += is_again
 
     # -- ahead ------------------------------------------------------------------------------------
 
@@ -376,10 +450,13 @@ class ClusterProcess:
         )
         if worker is None:
             return
-        if pair in self._prepared:
-            self._prepared[pair] = worker
-            self._figures["pairs_prepared"] += 1
         try:
+            if self._unknown(pair):  # lost or dropped while the pair waited
+                self._prepared.pop(pair, None)
+                return
+            if pair in self._prepared:
+                self._prepared[pair] = worker
+                self._figures["pairs_prepared"] += 1
             prepare = worker.handle.prepare.remote(self._run, pair, self._places(worker, pair))
             fields, _ = await asyncio.wait_for(prepare, self._remote.call_timeout_s)
             self._count_fetched(worker, fields.get("fetched", ()))
@@ -391,6 +468,14 @@ class ClusterProcess:
     def _send(self, message: Message) -> None:
         with contextlib.suppress(OSError):  # the run is gone: so is this process soon
             self._channel.send(message)
+
+
+async def _put_state(message: Message) -> _State:
+    """Puts a state, or the image that it is made from, into the cluster."""
+    if "state" in message.arrays:
+        return _State(place=await asyncio.to_thread(_put, message.arrays["state"].copy()))
+    content = (dict(message.fields), {k: a.copy() for k, a in message.arrays.items()})
+    return _State(image=await asyncio.to_thread(_put, content))
 
 
 def _put(value: Any) -> Any:

@@ -20,7 +20,7 @@ from adapters.remote.messages import Message
 from adapters.remote.plain import from_plain, to_plain
 from engine.config import DenseMatchingConfig, RemoteConfig
 from engine.errors import InferenceError
-from engine.types import Features, Frame, FrameId, MatchRequest, PairMatches
+from engine.types import Features, Float32Array, Frame, FrameId, MatchRequest, PairMatches
 
 Keys = tuple[str, str]  # of the states of a pair
 
@@ -47,6 +47,9 @@ class StateSource(Protocol):
 
     def provide(self, key: str) -> Message | None:
         """It, or the state itself; None where it was never kept."""
+
+    def place_vector_here(self, frame_id: FrameId) -> Float32Array | None:
+        """What recognizes a keyframe's place, (E,), made on this machine; None: it cannot be."""
 
     def match_here(self, request: MatchRequest) -> PairMatches:
         """Matches a pair on this machine.
@@ -82,7 +85,6 @@ class RemoteDense:
         self.cluster = cluster(source.provide)
         self._ahead = AheadWork(config, self.cluster)
         self._begun: dict[FrameId, list[Keys]] = {}  # ahead
-        self._newest = FrameId(0)  # whose turn has come
         self._states: dict[FrameId, Future[Call | None]] = {}  # that are being made
 
     @property
@@ -102,7 +104,7 @@ class RemoteDense:
 
     @property
     def keyframes_ahead(self) -> int:
-        """Keyframes of which it may be told at once."""
+        """Keyframes whose work the cluster may have at once, before their turn."""
         return self._ahead.num_keyframes
 
     def describe_ahead(self, frame: Frame) -> None:
@@ -116,7 +118,6 @@ class RemoteDense:
         """
         self._source.keep(frame)
         if self._is_usable():
-            self._ahead.send(frame.frame_id)
             making = self._ahead.submit(lambda: self._make_state(frame.frame_id))
             if making is not None:
                 self._states[frame.frame_id] = making
@@ -128,39 +129,71 @@ class RemoteDense:
         made_from = self._source.provide(key)
         if made_from is None or "state" in made_from.arrays:
             return None
-        return self.cluster.make_state(key, made_from)
+        return self._ahead.track(frame_id, self.cluster.make_state(key, made_from))
 
-    def place_vector(self, frame_id: FrameId) -> np.ndarray | None:
-        """What recognizes a keyframe's place, (E,); None where the cluster does not say."""
+    def place_vector(self, frame_id: FrameId) -> Float32Array | None:
+        """What recognizes a keyframe's place, (E,), by the cluster, else by this machine.
+
+        It may be asked for again: a keyframe that was described while the cluster was away has its
+        state made there when it is back.
+
+        Returns:
+            None where neither can make it now.
+        """
+        vector = self._place_vector_there(frame_id)
+        if vector is None:
+            vector = self._source.place_vector_here(frame_id)
+            self._ahead.count("places_here" if vector is not None else "places_failed")
+        else:
+            self._ahead.count("places_there")
+        return vector
+
+    def _place_vector_there(self, frame_id: FrameId) -> Float32Array | None:
         making = self._states.pop(frame_id, None)
         try:
             call = None if making is None else making.result(_SEND_TIMEOUT_S)
-            return None if call is None else self.cluster.result(call).arrays.get("vector")
+            if call is None and self._is_usable():
+                call = self._make_state(frame_id)
+            if call is None:
+                return None
+            vector = np.asarray(self.cluster.result(call).arrays["vector"], np.float32)
+            if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
+                raise ValueError("what came is no vector")
         except (ClusterAwayError, TimeoutError):
             return None
+        except (KeyError, ValueError) as error:
+            self.cluster.report_refusal("describe", f"the place of keyframe {frame_id}: {error}")
+            return None
+        return vector
 
     def match_ahead(self, frame_id: FrameId, requests: Sequence[MatchRequest]) -> None:
         """Begins with pairs of a keyframe: with what of them does not depend on tables."""
         pairs = [_keys_of(request) for request in requests]
 
         def prepare() -> None:
-            if frame_id <= self._newest or not pairs:
-                return
             with self._ahead.lock:
+                if self._ahead.has_turn(frame_id) or not pairs:
+                    return
                 self._begun[frame_id] = pairs
-            self._ahead.count("pairs_ahead", len(pairs))
-            self.cluster.prepare(pairs)
+                self._ahead.prepares(frame_id)
+                self._ahead.count_locked("pairs_ahead", len(pairs))
+                sent = list(pairs)
+            self.cluster.prepare(sent)
 
         self._ahead.begin(frame_id, prepare)
 
     def forget_ahead(self, frame_id: FrameId) -> None:
-        """Ends what was begun for a keyframe."""
-        self._ahead.end(frame_id)
+        """Ends what was begun for a frame."""
+        left = self._forget(frame_id)
+        self._ahead.submit(lambda: self.cluster.drop([*left, *self._forget(frame_id)]))
+
+    def _forget(self, frame_id: FrameId) -> list[Keys]:
+        """Forgets what was begun for a frame; returns the pairs that nobody asked for."""
         with self._ahead.lock:
+            self._ahead.ends(frame_id)
             left = self._begun.pop(frame_id, [])
-        if left:
-            self._ahead.count("pairs_ahead_unused", len(left))
-            self._ahead.submit(lambda: self.cluster.drop(left))
+            self._ahead.count_locked("pairs_ahead_unused", len(left))
+        return left
 
     def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
         """Matches each pair.
@@ -168,7 +201,8 @@ class RemoteDense:
         Raises:
             InferenceError: the cluster does not do it, nor can this machine.
         """
-        self._newest = max([self._newest, *(request.pair.second for request in requests)])
+        for request in requests:
+            self._ahead.turn_came(request.pair.second)
         calls = [self._begin(request) for request in requests] if self._is_usable() else []
         matched = []
         for number, request in enumerate(requests):
@@ -195,13 +229,14 @@ class RemoteDense:
                     self._ahead.count_locked("pairs_ahead_used")
         slim = replace(request, first=_slim(request.first), second=_slim(request.second))
         fields, arrays = to_plain(slim)
-        return self.cluster.call(
+        call = self.cluster.call(
             "match",
             {"pairs": [[*keys, fields]]},
             {f"0.{name}": array for name, array in arrays.items()},
             stage="match",
             keys=keys,
         )
+        return self._ahead.track(request.pair.second, call)
 
     def _result(self, call: Call, request: MatchRequest) -> PairMatches | None:
         """The matches of a pair; None where the cluster does not give them."""
@@ -210,16 +245,19 @@ class RemoteDense:
             (fields,) = message.fields["pairs"]
             arrays = {name.removeprefix("0."): one for name, one in message.arrays.items()}
             found = from_plain(PairMatches, fields, arrays)
-        except (ClusterAwayError, KeyError, TypeError, ValueError):
+            if found.pair != request.pair:
+                raise ValueError(f"the matches of {found.pair} came")
+        except ClusterAwayError:
             return None
-        if found.pair != request.pair:
+        except (KeyError, TypeError, ValueError) as error:
+            self.cluster.report_refusal("match", f"{request.pair}: {error}")
             return None
         self._ahead.count("matched_there")
         return found
 
-    def report_to(self, tell: Callable[[str], None]) -> None:
-        """Has it said when the cluster is away, and when it is back."""
-        self.cluster.report_to(tell)
+    def report_to(self, warn: Callable[[str], None]) -> None:
+        """Gets warnings when the cluster is away, when it is back, and when it refuses work."""
+        self.cluster.report_to(warn)
 
     def figures(self) -> dict[str, object]:
         """What was sent, awaited and counted."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,6 +48,9 @@ class HostedMatcher(Protocol):
     def holds(self, key: str) -> bool:
         """Whether it has the state of a keyframe."""
 
+    def reserve(self, keys: Sequence[str]) -> None:
+        """Keeps the states that a call uses, those it has and those it takes, until the next."""
+
     def take(self, key: str, state: Array) -> None:
         """Takes the state of a keyframe that was made elsewhere."""
 
@@ -59,11 +62,16 @@ class HostedMatcher(Protocol):
 
 
 class States:
-    """Arrays by their keys, the latest used, up to a limit of memory."""
+    """Arrays by their keys, the latest used, up to a limit of memory.
+
+    The limit is exceeded only by what one call uses. What is evicted is fetched again when a call
+    needs it, which the cluster process counts.
+    """
 
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._arrays: OrderedDict[str, Array] = OrderedDict()
+        self._reserved: frozenset[str] = frozenset()
         self._num_bytes = 0
 
     def __contains__(self, key: str) -> bool:
@@ -73,15 +81,24 @@ class States:
         self._arrays.move_to_end(key)
         return self._arrays[key]
 
+    def reserve(self, keys: Collection[str]) -> None:
+        """Evicts none of these, also of those yet to be put, until others are reserved."""
+        self._reserved = frozenset(keys)
+        for key in keys:
+            if key in self._arrays:
+                self._arrays.move_to_end(key)
+
     def put(self, key: str, array: Array) -> None:
-        """Keeps an array, and lets go of those used longest ago where there is no room."""
+        """Keeps an array, and evicts those used longest ago where there is no room."""
         if key in self._arrays:
             return
         self._arrays[key] = array
         self._num_bytes += array.nbytes
-        while self._num_bytes > self._max_bytes and len(self._arrays) > 2:  # a pair
-            _, oldest = self._arrays.popitem(last=False)
-            self._num_bytes -= oldest.nbytes
+        while self._num_bytes > self._max_bytes:
+            oldest = next(iter(self._arrays))
+            if oldest == key or oldest in self._reserved:
+                return  # reserved ones are the newest
+            self._num_bytes -= self._arrays.pop(oldest).nbytes
 
 
 def open_hosted(spec: Mapping[str, Any]) -> Callable[[], HostedMatcher]:
@@ -137,6 +154,10 @@ class HostedSift:
     def holds(self, key: str) -> bool:
         """Whether it has descriptors."""
         return key in self._states
+
+    def reserve(self, keys: Sequence[str]) -> None:
+        """Keeps the descriptors that a call uses."""
+        self._states.reserve(keys)
 
     def take(self, key: str, state: Array) -> None:
         """Takes descriptors (N, D)."""
@@ -198,6 +219,10 @@ class HostedOracle:
     def holds(self, key: str) -> bool:
         """Whether it knows the truth."""
         return key in self._states
+
+    def reserve(self, keys: Sequence[str]) -> None:
+        """Keeps the truth that a call uses."""
+        self._states.reserve(keys)
 
     def take(self, key: str, state: Array) -> None:
         """Takes the truth, as bytes."""

@@ -7,7 +7,7 @@ others were asked for with it: results are those of a run with ``mast3r.batch_pa
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -70,6 +70,9 @@ class HostedMast3r:
     def holds(self, key: str) -> bool:
         """Whether a keyframe is encoded."""
         return self._matcher.is_encoded(FrameId(int(key)))
+
+    def reserve(self, keys: Sequence[str]) -> None:
+        """Nothing: the tokens that memory has no room for are on disk, none are evicted."""
 
     def take(self, key: str, state: Array) -> None:
         """Takes tokens that were made elsewhere."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,8 +27,6 @@ from engine.ports import PairMatcher, WindowSolver
 if TYPE_CHECKING:
     from adapters.matchers.mast3r.matcher import Mast3rMatcher
 
-logger = logging.getLogger(__name__)
-
 _SECTIONS = {
     "sift": ("sift",),
     "mast3r": ("mast3r", "dense_matching"),
@@ -45,7 +42,7 @@ def open_remote_sift(config: Config, sift: SiftConfig) -> RemoteSift:
     """
     opener = _Opener(config.model_copy(update={"sift": sift}), "sift")
     matcher = RemoteSift(config.remote, sift=sift, local=SiftMatcher(sift), cluster=opener.make)
-    opener.connect(has_local=True)
+    _connect(matcher, config, has_local=True)
     return matcher
 
 
@@ -62,7 +59,7 @@ def open_remote_oracle(config: Config, oracle: OracleMatcher) -> RemoteDense:
         source=OracleStates(oracle),
         cluster=opener.make,
     )
-    opener.connect(has_local=True)
+    _connect(matcher, config, has_local=True)
     return matcher
 
 
@@ -91,7 +88,7 @@ def open_remote_mast3r(config: Config) -> tuple[RemoteDense, RemotePlaces]:
         source=Mast3rStates(open_here),
         cluster=opener.make,
     )
-    opener.connect(has_local=open_here is not None)
+    _connect(matcher, config, has_local=open_here is not None)
     return matcher, RemotePlaces(matcher.place_vector)
 
 
@@ -127,8 +124,28 @@ def _mast3r_here(config: Config) -> Callable[[], Mast3rMatcher] | None:
     return open_here
 
 
+def _connect(matcher: RemoteSift | RemoteDense, config: Config, *, has_local: bool) -> None:
+    """Connects a matcher; where that takes too long the run begins without it, if it can.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        if not matcher.cluster.start() and not has_local:
+            raise ConfigError(f"remote.address={config.remote.address}: {matcher.cluster.trouble}")
+    except BaseException:  # also where somebody stops waiting: the cluster process must end
+        matcher.close()
+        raise
+
+
+def _refuse_without_ray() -> None:
+    """Raises AdapterUnavailableError where Ray is missing."""
+    if importlib.util.find_spec("ray") is None:
+        raise missing_package("remote.address", package="ray", extra="ray")
+
+
 class _Opener:
-    """Makes the cluster of a matcher, and connects to it.
+    """Makes the cluster of a matcher.
 
     Args:
         config: the resolved configuration.
@@ -139,29 +156,11 @@ class _Opener:
     """
 
     def __init__(self, config: Config, name: str) -> None:
-        if importlib.util.find_spec("ray") is None:
-            raise missing_package("remote.address", package="ray", extra="ray")
+        _refuse_without_ray()
         self._config = config
         sections = {key: getattr(config, key).model_dump(mode="json") for key in _SECTIONS[name]}
         self._spec = {"matcher": name, "config": sections}
-        self._cluster: Cluster | None = None
 
     def make(self, provide: Callable[[str], Message | None]) -> Cluster:
         """The cluster, not yet connected."""
-        self._cluster = Cluster(self._config.remote, spec=self._spec, provide=provide)
-        return self._cluster
-
-    def connect(self, *, has_local: bool) -> None:
-        """Connects; where that takes too long the run begins without it, if it can.
-
-        Raises:
-            ConfigError: it cannot.
-        """
-        assert self._cluster is not None, "it is made first"
-        if self._cluster.start():
-            return
-        words = f"remote.address={self._config.remote.address}: {self._cluster.trouble}"
-        if not has_local:
-            self._cluster.close()
-            raise ConfigError(words)
-        logger.warning("%s; work is done here until the cluster answers", words)
+        return Cluster(self._config.remote, spec=self._spec, provide=provide)

@@ -65,7 +65,6 @@ class RemoteSift:
         self._described: dict[FrameId, Future[Call | None]] = {}  # ahead
         self._asked: dict[Keys, _Asked] = {}  # ahead
         self._asked_for: dict[FrameId, list[Keys]] = {}
-        self._newest = FrameId(0)  # whose turn has come
 
     @property
     def name(self) -> str:
@@ -84,7 +83,7 @@ class RemoteSift:
 
     @property
     def keyframes_ahead(self) -> int:
-        """Keyframes of which it may be told at once."""
+        """Keyframes whose work the cluster may have at once, before their turn."""
         return self._ahead.num_keyframes
 
     # -- describing -------------------------------------------------------------------------------
@@ -93,7 +92,6 @@ class RemoteSift:
         """Begins to describe a frame, unless that needs the one before it."""
         if self._sift.lean_features or not self.cluster.is_usable():
             return
-        self._ahead.send(frame.frame_id)
         describing = self._ahead.submit(lambda: self._begin_to_describe(frame, is_ahead=True))
         if describing is not None:
             with self._ahead.lock:
@@ -114,36 +112,43 @@ class RemoteSift:
         Raises:
             InferenceError: OpenCV could not work on the image.
         """
+        described = self._describe_there(frame)
+        self._ahead.count("described_here" if described is None else "described_there")
+        features, lean = described or self._local.describe_after(
+            frame, self._lean_before.get(frame.camera_key)
+        )
+        if lean is not None:
+            self._lean_before[frame.camera_key] = np.asarray(lean, np.uint8)
+        return features
+
+    def _describe_there(self, frame: Frame) -> tuple[Features, Uint8Array | None] | None:
+        """A frame's table and its lean descriptors; None where the cluster does not give them."""
         call = self._described_ahead(frame.frame_id)
+        if not self.cluster.is_usable():
+            return None
         try:
-            if not self.cluster.is_usable():
-                raise ClusterAwayError("the cluster is away")
-            self._ahead.send(frame.frame_id)
             if call is None:
                 call = self._begin_to_describe(frame)
             self.cluster.make_urgent(call)
             message = self.cluster.result(call)
             features = from_plain(Features, message.fields, message.arrays)
-            lean = message.arrays.get("lean")
             key = str(message.fields["key"])
-            self._keys.add(features.descriptors, key)
-            self.cluster.know(key)
-            self._ahead.count("described_there")
-        except (ClusterAwayError, InferenceError, KeyError, ValueError):
-            features, lean = self._local.describe_after(
-                frame, self._lean_before.get(frame.camera_key)
-            )
-            self._ahead.count("described_here")
-        if lean is not None:
-            self._lean_before[frame.camera_key] = np.asarray(lean, np.uint8)
-        return features
+        except ClusterAwayError:
+            return None
+        except (InferenceError, KeyError, ValueError) as error:
+            self.cluster.report_refusal("describe", f"{frame.name}: {error}")
+            return None
+        self._keys.add(features.descriptors, key)
+        self.cluster.know(key)
+        return features, message.arrays.get("lean")
 
     def _begin_to_describe(self, frame: Frame, *, is_ahead: bool = False) -> Call:
         fields, arrays = frame_to_plain(frame)
         before = self._lean_before.get(frame.camera_key)
         if before is not None:
             arrays["before"] = before
-        return self.cluster.call("describe", fields, arrays, stage="describe", is_ahead=is_ahead)
+        call = self.cluster.call("describe", fields, arrays, stage="describe", is_ahead=is_ahead)
+        return self._ahead.track(frame.frame_id, call)
 
     # -- matching ---------------------------------------------------------------------------------
 
@@ -156,19 +161,22 @@ class RemoteSift:
         with self._ahead.lock:
             pairs = [keys for keys in dict.fromkeys(pairs) if keys not in self._asked]
         for start in range(0, len(pairs), _PAIRS_PER_CALL):
-            if frame_id <= self._newest:
+            if self._ahead.has_turn(frame_id):
                 return
             some = pairs[start : start + _PAIRS_PER_CALL]
-            call = self._begin_to_match(some, [None] * len(some), is_ahead=True)
+            call = self._begin_to_match(frame_id, some, [None] * len(some), is_ahead=True)
             with self._ahead.lock:
+                self._ahead.count_locked("pairs_ahead", len(some))
                 for number, keys in enumerate(some):
                     self._asked[keys] = _Asked(call=call, number=number)
                     self._asked_for.setdefault(frame_id, []).append(keys)
-            self._ahead.count("pairs_ahead", len(some))
 
     def forget_ahead(self, frame_id: FrameId) -> None:
-        """Ends what was begun for a keyframe."""
-        self._ahead.end(frame_id)
+        """Ends what was begun for a frame."""
+        self._forget(frame_id)
+        self._ahead.submit(lambda: self._forget(frame_id))  # after what is being begun for it
+
+    def _forget(self, frame_id: FrameId) -> None:
         with self._ahead.lock:
             describing = self._described.pop(frame_id, None)
             left = [
@@ -182,7 +190,8 @@ class RemoteSift:
 
     def match(self, requests: Sequence[MatchRequest]) -> list[PairMatches]:
         """As `SiftMatcher.match`."""
-        self._newest = max([self._newest, *(request.pair.second for request in requests)])
+        for request in requests:
+            self._ahead.turn_came(request.pair.second)
         begun = self._begin_all(requests) if self.cluster.is_usable() else {}
         matched: list[PairMatches] = []
         for number, request in enumerate(requests):
@@ -213,6 +222,7 @@ class RemoteSift:
         for start in range(0, len(new), _PAIRS_PER_CALL):
             some = new[start : start + _PAIRS_PER_CALL]
             call = self._begin_to_match(
+                requests[some[0]].pair.second,
                 [self._keys_of(requests[number]) for number in some],
                 [requests[number] for number in some],
             )
@@ -221,6 +231,7 @@ class RemoteSift:
 
     def _begin_to_match(
         self,
+        frame_id: FrameId,
         pairs: Sequence[Keys],
         requests: Sequence[MatchRequest | None],
         *,
@@ -233,7 +244,7 @@ class RemoteSift:
             own_fields, own_arrays = ({}, {}) if guide is None else to_plain(guide)
             fields.append([*keys, own_fields])
             arrays |= {f"{number}.{name}": array for name, array in own_arrays.items()}
-        return self.cluster.call(
+        call = self.cluster.call(
             "match",
             {"pairs": fields},
             arrays,
@@ -241,6 +252,7 @@ class RemoteSift:
             keys=list(dict.fromkeys(key for keys in pairs for key in keys)),
             is_ahead=is_ahead,
         )
+        return self._ahead.track(frame_id, call)
 
     def _result(self, request: MatchRequest, asked: _Asked) -> PairMatches | None:
         """The matches of a pair; None where the cluster does not give them."""
@@ -251,7 +263,10 @@ class RemoteSift:
                 matches_idx=arrays[f"{asked.number}.rows"],
                 confidence=arrays[f"{asked.number}.confidence"],
             )
-        except (ClusterAwayError, InferenceError, KeyError, ValueError, IndexError):
+        except ClusterAwayError:
+            return None
+        except (InferenceError, KeyError, ValueError, IndexError) as error:
+            self.cluster.report_refusal("match", f"{request.pair}: {error}")
             return None
         self._ahead.count("matched_there")
         return found
@@ -265,9 +280,9 @@ class RemoteSift:
 
     # -- the run ----------------------------------------------------------------------------------
 
-    def report_to(self, tell: Callable[[str], None]) -> None:
-        """Has it said when the cluster is away, and when it is back."""
-        self.cluster.report_to(tell)
+    def report_to(self, warn: Callable[[str], None]) -> None:
+        """Gets warnings when the cluster is away, when it is back, and when it refuses work."""
+        self.cluster.report_to(warn)
 
     def figures(self) -> dict[str, object]:
         """What was sent, awaited and counted."""

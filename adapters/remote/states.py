@@ -15,7 +15,7 @@ from adapters.remote.frames import frame_from_plain, frame_to_plain
 from adapters.remote.messages import Message
 from adapters.town.oracle import OracleMatcher
 from engine.errors import EngineError, InferenceError
-from engine.types import Frame, FrameId, MatchRequest, PairMatches
+from engine.types import Float32Array, Frame, FrameId, MatchRequest, PairMatches
 
 if TYPE_CHECKING:
     from adapters.matchers.mast3r.matcher import Mast3rMatcher
@@ -34,6 +34,7 @@ class Mast3rStates:
         self._file = tempfile.TemporaryFile(prefix="livesfm-images-")  # noqa: SIM115 - as long as this
         self._parts: dict[str, tuple[int, int, dict[str, Any]]] = {}  # start, bytes, fields
         self._lock = threading.Lock()
+        self._opening = threading.Lock()  # one thread matches while another compares places
 
     @property
     def name(self) -> str:
@@ -77,20 +78,46 @@ class Mast3rStates:
         Raises:
             InferenceError: the matcher cannot run here.
         """
-        if self._open_here is None:
-            raise InferenceError("mast3r does not run on this machine")
-        if self._here is None:
+        here = self._matcher_here()
+        for frame_id in (request.pair.first, request.pair.second):
+            self._encode_here(here, frame_id)
+        (matched,) = here.match([request])
+        return matched
+
+    def place_vector_here(self, frame_id: FrameId) -> Float32Array | None:
+        """The mean of a keyframe's tokens, as workers make it; None: it cannot be made here."""
+        from adapters.matchers.mast3r.retrieval import pooled_vector
+
+        try:
+            here = self._matcher_here()
+            self._encode_here(here, frame_id)
+            tokens, _ = here.tokens(frame_id)
+        except (InferenceError, KeyError):
+            return None
+        return pooled_vector(tokens)
+
+    def _matcher_here(self) -> Mast3rMatcher:
+        """The matcher on this machine, which the first call opens.
+
+        Raises:
+            InferenceError: it cannot run here.
+        """
+        with self._opening:
+            if self._here is not None:
+                return self._here
+            if self._open_here is None:
+                raise InferenceError("mast3r does not run on this machine")
             try:
                 self._here = self._open_here()
             except EngineError as error:
                 self._open_here = None
                 raise InferenceError(str(error)) from error
-        for frame_id in (request.pair.first, request.pair.second):
-            image = self.provide(str(frame_id))
-            if not self._here.is_encoded(frame_id) and image is not None:
-                self._here.describe(frame_from_plain(image.fields, image.arrays))
-        (matched,) = self._here.match([request])
-        return matched
+            return self._here
+
+    def _encode_here(self, here: Mast3rMatcher, frame_id: FrameId) -> None:
+        image = None if here.is_encoded(frame_id) else self.provide(str(frame_id))
+        if image is not None:
+            here.describe(frame_from_plain(image.fields, image.arrays))
 
     def close(self) -> None:
         """Removes the file."""
@@ -131,6 +158,10 @@ class OracleStates:
             return None
         truth = self._oracle.view(FrameId(int(key)))
         return Message(kind="", arrays={"state": truth.to_bytes()})
+
+    def place_vector_here(self, frame_id: FrameId) -> Float32Array | None:
+        """None: places are compared by the truth."""
+        return None
 
     def match_here(self, request: MatchRequest) -> PairMatches:
         """Matches a pair."""

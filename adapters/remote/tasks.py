@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from adapters.remote.cluster import Cluster, ClusterAwayError
 from adapters.remote.messages import Arrays, Fields
-from adapters.remote.plain import Plain
+
+Read = TypeVar("Read")
 
 _LONG_S = 5.0  # waited for a task that the cluster did not do, which is not asked for a while
 _PAUSE_S = 60.0
@@ -25,7 +28,15 @@ class RemoteTasks:
         self._lock = threading.Lock()
         self._not_before_s = 0.0  # monotonic
 
-    def result(self, task: str, fields: Fields, arrays: Arrays, *, stage: str) -> Plain | None:
+    def result(
+        self,
+        task: str,
+        fields: Fields,
+        arrays: Arrays,
+        *,
+        stage: str,
+        read: Callable[[Fields, Arrays], Read],
+    ) -> Read | None:
         """What a task returns; None where the cluster does not do it, which is counted.
 
         Args:
@@ -33,6 +44,8 @@ class RemoteTasks:
             fields: of the task.
             arrays: of the task.
             stage: of the run, whose bytes and seconds it counts to.
+            read: makes the result of what the task returned, fields and arrays; where it raises
+                KeyError, TypeError or ValueError, the cluster did not do it.
         """
         began_s = time.monotonic()
         with self._lock:
@@ -42,6 +55,9 @@ class RemoteTasks:
                 message = self._cluster.result(
                     self._cluster.call(task, fields, arrays, stage=stage)
                 )
+                result = read(message.fields, message.arrays)
+            except (KeyError, TypeError, ValueError) as error:
+                self._cluster.report_refusal(stage, f"the result is broken: {error}")
             except ClusterAwayError:
                 now_s = time.monotonic()
                 if now_s - began_s > _LONG_S:
@@ -49,6 +65,6 @@ class RemoteTasks:
                         self._not_before_s = now_s + _PAUSE_S
             else:
                 self._cluster.count(f"{stage}_there")
-                return dict(message.fields), dict(message.arrays)
+                return result
         self._cluster.count(f"{stage}_here")
         return None

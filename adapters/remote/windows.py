@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+import functools
 
 from adapters.remote.plain import from_plain, to_plain
 from adapters.remote.tasks import RemoteTasks
 from engine.ports import WindowSolver
 from engine.window_types import WindowEstimate, WindowProblem
-
-logger = logging.getLogger(__name__)
 
 
 class RemoteWindowSolver:
@@ -27,10 +25,11 @@ class RemoteWindowSolver:
     def __call__(self, problem: WindowProblem) -> WindowEstimate:
         """Solves a window."""
         fields, arrays = to_plain(problem)
-        solved = self._tasks.result("window", fields, arrays, stage="windows")
-        if solved is not None:
-            try:
-                return from_plain(WindowEstimate, *solved)
-            except (TypeError, ValueError) as error:
-                logger.warning("a window came back broken and is solved here: %s", error)
-        return self._local(problem)
+        solved = self._tasks.result(
+            "window",
+            fields,
+            arrays,
+            stage="windows",
+            read=functools.partial(from_plain, WindowEstimate),
+        )
+        return self._local(problem) if solved is None else solved

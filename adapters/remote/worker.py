@@ -29,6 +29,7 @@ from engine.errors import InferenceError
 from engine.window_types import WindowProblem
 
 Reply = Plain
+HEALTH = "health"  # threads of a worker for these calls alone
 State = tuple[str, Sequence[Any]]  # key and, in a list, so that Ray does not fetch it, where it is
 
 _MAX_RUNS = 64  # whose matchers are kept
@@ -58,7 +59,7 @@ class MatcherWorker:
         return {"version": code_version(), "pid": os.getpid()}
 
     def ping(self) -> None:
-        """Answers, also while it works."""
+        """Answers, also while all threads that match are in use: called on those of `HEALTH`."""
         self._called_at_s = time.monotonic()
 
     def describe(self, run: str, fields: Fields, arrays: Arrays) -> tuple[Reply, Array | None]:
@@ -219,11 +220,12 @@ def _take(
     matcher: HostedMatcher, states: Sequence[State], got: Mapping[str, Any]
 ) -> tuple[list[str], list[tuple[str, int]]]:
     """Gives a matcher what it lacks; returns keys of states lost, and those taken, in bytes."""
+    matcher.reserve([key for key, _ in states])
     missing, taken = [], []
     for key, place in states:
         if matcher.holds(key):
             continue
-        state = got[key] if key in got else _fetch(place[0])  # it was let go of meanwhile
+        state = got[key] if key in got else _fetch(place[0])  # it was evicted meanwhile
         if state is None:
             missing.append(key)
         else:
@@ -233,7 +235,9 @@ def _take(
 
 
 def _fetch(place: Any) -> Any:
-    """An object of the cluster; None where it is lost."""
+    """An object of the cluster; None where it is lost, or was never made."""
+    if place is None:
+        return None
     import ray
 
     try:

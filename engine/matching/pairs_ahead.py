@@ -32,7 +32,11 @@ class _Sequence:
 
 
 class PairsAhead:
-    """Tells a matcher of the pairs of keyframes that wait.
+    """Has a matcher begin with pairs of keyframes that wait, of so many as may be ahead.
+
+    Of each keyframe either `keyframe_matched` or `keyframe_dropped` follows `keyframe_waits`.
+
+    Memory: the tables of the keyframes that wait and of the latest, and a few numbers for each.
 
     Args:
         config: how the scene graph chooses pairs.
@@ -58,18 +62,19 @@ class PairsAhead:
         self._features: OrderedDict[FrameId, Features] = OrderedDict()  # the latest
         self._largest: dict[FrameId, Features] = {}  # their largest keypoints, where needed
         self._num_kept = 2 * max(config.exhaustive_below, *config.temporal_offsets, 1)
-        self._waiting: deque[Keyframe] = deque()  # that the matcher has not been told of
-        self._told: set[FrameId] = set()
+        self._waiting: deque[Keyframe] = deque()  # that the matcher has not begun with
+        self._begun: set[FrameId] = set()  # keyframes that it has; those matched are removed
 
     def keyframe_waits(self, keyframe: Keyframe) -> None:
         """Takes a keyframe whose turn comes after those before it."""
         self._waiting.append(keyframe)
-        self._tell()
+        self._begin()
 
     def keyframe_matched(self, frame_id: FrameId, pairs: Collection[ImagePair]) -> None:
         """Takes which pairs of a keyframe were matched."""
-        self._told.discard(frame_id)
-        self._matcher.forget_ahead(frame_id)
+        for keyframe in self._take_waiting(frame_id):
+            self._add(keyframe)  # later ones are matched with it
+        self._end(frame_id)
         if frame_id in self._places:
             camera_key, place = self._places[frame_id]
             sequence = self._sequences[camera_key]
@@ -77,14 +82,34 @@ class PairsAhead:
             sequence.partners = tuple(
                 pair.other(frame_id) for pair in pairs if frame_id in (pair.first, pair.second)
             )
-        self._tell()
+        self._begin()
 
-    def _tell(self) -> None:
-        while self._waiting and len(self._told) < self._matcher.keyframes_ahead:
+    def keyframe_dropped(self, frame_id: FrameId) -> None:
+        """Takes that a keyframe is not matched, nor are later ones with it."""
+        self._take_waiting(frame_id)
+        if self._features.pop(frame_id, None) is not None:
+            self._largest.pop(frame_id, None)
+            self._num_added -= 1
+        self._end(frame_id)
+        self._begin()
+
+    def _take_waiting(self, frame_id: FrameId) -> list[Keyframe]:
+        """Removes a keyframe whose turn came before the matcher could begin with it."""
+        taken = [one for one in self._waiting if one.frame_id == frame_id]
+        for keyframe in taken:
+            self._waiting.remove(keyframe)
+        return taken
+
+    def _end(self, frame_id: FrameId) -> None:
+        self._begun.discard(frame_id)
+        self._matcher.forget_ahead(frame_id)
+
+    def _begin(self) -> None:
+        while self._waiting and len(self._begun) < self._matcher.keyframes_ahead:
             keyframe = self._waiting.popleft()
             partners = self._partners(keyframe)
             self._add(keyframe)
-            self._told.add(keyframe.frame_id)
+            self._begun.add(keyframe.frame_id)
             requests = [self._request(self._features[keyframe.frame_id], one) for one in partners]
             self._matcher.match_ahead(keyframe.frame_id, requests)
 

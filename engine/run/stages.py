@@ -191,6 +191,8 @@ class TrackingStage:
         return mode == "photos" or (mode == "auto" and not info.is_sequence)
 
     async def _drop(self, frame: Frame, error: InferenceError) -> None:
+        if self._ahead is not None:
+            self._ahead.forget_ahead(frame.frame_id)
         await self._frames.give_back(frame)
         await self._ingestion.drop(frame, reason=DropReason.FAILED, detail=str(error))
 
@@ -510,7 +512,10 @@ class MappingStage:
             item,
             num_decided=None if decided is None else decided.num_posed_beginning,
         )
-        if to_match is not None:
+        if to_match is None:
+            if self._pairs_ahead is not None:
+                self._pairs_ahead.keyframe_dropped(keyframe.frame_id)
+        else:
             matched = await self._match(item, to_match)
             self._end_ahead(matched)
             references, adding = await self._posing_ahead(

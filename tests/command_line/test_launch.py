@@ -594,6 +594,32 @@ def test_log_lines_go_above_the_panel(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "LiveSfM" in drawn_after, "the panel is drawn again below the line"
 
 
+@pytest.mark.parametrize("refusing", ["_second_matcher", "_window_solver", "_open_remote_views"])
+def test_a_matcher_that_works_elsewhere_is_closed_when_the_run_is_refused(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, refusing: str
+) -> None:
+    closed: list[bool] = []
+
+    class Elsewhere(SiftMatcher):
+        keyframes_ahead = 0
+
+        def close(self) -> None:
+            closed.append(True)
+
+    for name in ("describe_ahead", "match_ahead", "forget_ahead", "report_to", "figures"):
+        setattr(Elsewhere, name, lambda *_: None)
+
+    def refuse(*_: Any) -> None:
+        raise ConfigError("its weights are missing")
+
+    monkeypatch.setattr(launch_module, "_sift", lambda config, _: Elsewhere(config.sift))
+    monkeypatch.setattr(launch_module, refusing, refuse)
+    with pytest.raises(ConfigError, match="weights"):
+        launch(QUIET, options(tmp_path / "run", photos))
+    assert closed == [True]
+    assert not (tmp_path / "run").exists()
+
+
 def test_views_are_closed_when_the_engine_cannot_be_made(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

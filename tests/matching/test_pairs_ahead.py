@@ -17,7 +17,7 @@ OFFSETS = (1, 2, 4)
 
 
 class Elsewhere:
-    """Keeps what it is told of."""
+    """Keeps what it is asked for."""
 
     def __init__(self, *, keyframes_ahead: int = 4) -> None:
         self.keyframes_ahead = keyframes_ahead
@@ -33,8 +33,8 @@ class Elsewhere:
     def forget_ahead(self, frame_id: FrameId) -> None:
         self.forgotten.append(frame_id)
 
-    def report_to(self, tell: Callable[[str], None]) -> None:
-        """Says nothing."""
+    def report_to(self, warn: Callable[[str], None]) -> None:
+        """Warns of nothing."""
 
     def figures(self) -> dict[str, object]:
         return {}
@@ -132,3 +132,37 @@ def test_the_largest_keypoints_of_photos_are_begun_with() -> None:
     )
     assert is_coarse_first(whole, CoarseToFineConfig(num_keypoints=5))
     assert not is_coarse_first(whole, CoarseToFineConfig(num_keypoints=0))
+
+
+def test_a_keyframe_that_is_dropped_makes_room_and_nothing_is_begun_with_it() -> None:
+    matcher = Elsewhere(keyframes_ahead=2)
+    ahead = ahead_of(matcher)
+    for frame_id in range(1, 6):
+        ahead.keyframe_waits(keyframe(frame_id))
+    assert list(matcher.asked) == [1, 2]
+    for frame_id in (4, 1, 2):  # the fourth before its pairs were begun with
+        ahead.keyframe_dropped(FrameId(frame_id))
+    assert matcher.forgotten == [4, 1, 2]
+    assert list(matcher.asked)[2:] == [3, 5]
+    assert matcher.partners(5) == {3}
+    assert ahead._begun == {3, 5}
+
+
+def test_a_keyframe_that_is_matched_before_its_pairs_were_begun_with_takes_no_room() -> None:
+    matcher = Elsewhere(keyframes_ahead=1)
+    ahead = ahead_of(matcher)
+    for frame_id in (1, 2, 3):
+        ahead.keyframe_waits(keyframe(frame_id))
+    ahead.keyframe_matched(FrameId(2), [])
+    ahead.keyframe_matched(FrameId(1), [])
+    assert list(matcher.asked) == [1, 3]
+    assert matcher.partners(3) == {1, 2}
+
+
+def test_where_nothing_may_be_ahead_matched_keyframes_do_not_pile_up() -> None:
+    ahead = ahead_of(Elsewhere(keyframes_ahead=0))
+    for frame_id in range(1, 100):
+        ahead.keyframe_waits(keyframe(frame_id))
+        ahead.keyframe_matched(FrameId(frame_id), [])
+    assert not ahead._waiting
+    assert len(ahead._features) <= ahead._num_kept

@@ -153,7 +153,7 @@ def test_what_was_begun_ahead_is_used_and_the_rest_is_counted(cluster: RayCluste
     )
     assert (figures["pairs_ahead_used"], figures["pairs_ahead_unused"]) == (1, 1)
     assert figures["described_there"] == 3
-    assert figures["keyframes_in_flight_max"] == 3
+    assert figures["keyframes_in_flight_max"] in (1, 2)  # the first, and the second ahead
 
 
 def test_a_worker_that_is_killed_changes_nothing(cluster: RayCluster) -> None:
@@ -311,15 +311,18 @@ def test_mast3r_matches_to_the_bit_and_tokens_travel_once(
     assert all(score > 0 for _, score in similar)
 
 
-def test_without_a_cluster_a_run_begins_here(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_cluster_a_run_begins_here() -> None:
     config = load_config(settings=["remote.address=127.0.0.1:9", "remote.connect_timeout_s=1.0"])
     matcher = open_remote_sift(config, config.sift)
     try:
+        said: list[str] = []
+        matcher.report_to(said.append)
         assert_same(matcher, 2)
         assert matcher.figures()["described_here"] == 2
     finally:
         matcher.close()
-    assert "work is done here until the cluster answers" in caplog.text
+    assert len(said) == 1
+    assert "work is done here until it answers" in said[0]
 
 
 def test_a_batch_makes_its_runs_as_tasks(cluster: RayCluster, tmp_path: Path) -> None:

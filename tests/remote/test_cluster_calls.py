@@ -148,3 +148,57 @@ def test_a_process_that_sends_nonsense_is_replaced(
     assert processes.all[0].has_ended
     assert "silent_s" in cluster.trouble
     assert "started again" in caplog.text
+
+
+def test_a_cluster_that_is_away_from_the_start_is_warned_of_once(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = opened(FakeProcesses(is_up=False))
+    monkeypatch.setattr(
+        cluster, "_config", cluster._config.model_copy(update={"connect_timeout_s": 0.01})
+    )
+    assert not cluster.start()
+    warnings: list[str] = []
+    cluster.report_to(warnings.append)
+    cluster._report_changes()
+    (words,) = warnings
+    assert words.startswith("the cluster at nowhere:1 is away")
+    assert "done here" in words
+    assert cluster.figures()["times_away"] == 1
+
+
+def test_work_that_the_cluster_refuses_is_counted_and_warned_of_once_a_stage(
+    opened: Open,
+) -> None:
+    def refuse(call: Message) -> Message:
+        words = f"Traceback:\nno room for {call.number}"
+        return Message(kind="failed", number=call.number, fields={"words": words})
+
+    cluster = opened(FakeProcesses(refuse))
+    warnings: list[str] = []
+    cluster.report_to(warnings.append)
+    assert cluster.start()
+    for stage in ("describe", "match", "match", "describe"):
+        with pytest.raises(ClusterAwayError, match="no room"):
+            cluster.result(cluster.call("any", {}, {}, stage=stage))
+    assert len(warnings) == 2
+    assert "(describe)" in warnings[0]
+    assert "no room for 1" in warnings[0]
+    assert "(match)" in warnings[1]
+    figures = cluster.figures()
+    assert (figures["calls_refused"], figures["times_away"]) == (4, 0)
+
+
+def test_a_call_whose_turn_has_come_is_urgent_also_when_its_states_are_sent_again(
+    opened: Open,
+) -> None:
+    processes = FakeProcesses()
+    cluster = opened(processes)
+    assert cluster.start()
+    call = cluster.call("match", {}, {}, stage="match", is_ahead=True)
+    cluster.make_urgent(call)
+    (process,) = processes.all
+    number = call.message.number
+    process.channel.send(Message(kind="unknown", number=number, fields={"keys": ["a"]}))
+    wait_for(lambda: [one.kind for one in process.received].count("urgent") == 2)
+    assert [one.kind for one in process.received[1:]] == ["call", "urgent", "call", "urgent"]

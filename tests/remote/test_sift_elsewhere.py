@@ -133,6 +133,63 @@ def test_a_photo_that_is_forgotten_before_its_turn_is_not_kept(
     assert not matcher._described
 
 
+def test_a_keyframe_is_in_flight_while_the_cluster_has_a_call_of_it_and_no_longer(
+    config: Config, opened: Open
+) -> None:
+    worker = sift_worker(config)
+    held: list[Message] = []
+
+    def reply(call: Message) -> Message | None:
+        if len(processes.all[0].calls("describe")) < 3:
+            held.append(call)
+            return None
+        return worker(call)
+
+    matcher, processes = opened(reply)
+    photos = frames(5)
+    calls = [matcher._begin_to_describe(photo) for photo in photos[:2]]
+    while len(held) < 2:
+        threading.Event().wait(0.001)
+    for call in held:
+        late = worker(call)
+        assert late is not None
+        processes.all[0].channel.send(late)
+    for one in calls:
+        one.result.result(WAIT_S)
+    for photo in photos[2:]:
+        matcher.describe(photo)  # one after the other, and none of them is matched
+    assert matcher.figures()["keyframes_in_flight_max"] == 2
+
+
+def test_pairs_that_are_begun_with_while_their_keyframe_is_forgotten_are_not_kept(
+    config: Config, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matcher, _ = opened(sift_worker(config))
+    first, second = (matcher.describe(one) for one in frames(2))
+    is_sending, may_go_on = threading.Event(), threading.Event()
+    begin, begun = matcher.cluster.call, []
+
+    def begin_slowly(*arguments: Any, **more: Any) -> Any:
+        is_sending.set()
+        may_go_on.wait(WAIT_S)
+        begun.append(begin(*arguments, **more))
+        return begun[-1]
+
+    monkeypatch.setattr(matcher.cluster, "call", begin_slowly)
+    matcher.match_ahead(second.frame_id, [request_of(first, second)])
+    assert is_sending.wait(WAIT_S)
+    matcher.forget_ahead(second.frame_id)
+    may_go_on.set()
+    last = matcher._ahead.submit(lambda: None)
+    assert last is not None
+    last.result(WAIT_S)
+    begun[0].result.result(WAIT_S)
+    assert not matcher._asked
+    assert not matcher._asked_for
+    figures = matcher.figures()
+    assert (figures["pairs_ahead"], figures["pairs_ahead_unused"]) == (1, 1)
+
+
 def test_an_image_that_cannot_be_sent_is_described_here(
     config: Config, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ class FakeCluster:
         self.is_there = True
         self.num_asked = 0
         self.counted: list[str] = []
+        self.refused: list[str] = []
         self._clock = clock
 
     def is_usable(self) -> bool:
@@ -54,6 +55,9 @@ class FakeCluster:
     def count(self, name: str) -> None:
         self.counted.append(name)
 
+    def report_refusal(self, stage: str, words: str) -> None:
+        self.refused.append(f"{stage}: {words}")
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
@@ -68,7 +72,9 @@ def cluster(clock: Clock) -> FakeCluster:
 
 
 def ask(remote: RemoteTasks) -> object:
-    return remote.result("window", {}, {}, stage="windows")
+    return remote.result(
+        "window", {}, {}, stage="windows", read=lambda fields, arrays: (fields, arrays)
+    )
 
 
 def test_a_cluster_that_refuses_at_once_is_asked_again(cluster: FakeCluster) -> None:
@@ -116,3 +122,5 @@ def test_a_window_that_does_not_come_back_whole_is_solved_here(
     )
     RemoteWindowSolver(RemoteTasks(cast(Cluster, cluster)), here)(problem)
     assert solved == [problem]
+    assert cluster.counted == ["windows_here"]
+    assert len(cluster.refused) == (answer is not None)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pytest
 
+from adapters.remote import worker as worker_module
 from adapters.remote.fair_turns import FairTurns
-from adapters.remote.hosted import States
+from adapters.remote.hosted import HostedSift, States
 from adapters.remote.prepared import Prepared
+from adapters.remote.worker import MatcherWorker
 from adapters.remote.workers import Worker, Workers
+from engine.config import Config
 
 
 def workers_up(num: int, *, max_calls: int = 2) -> Workers:
@@ -132,13 +138,40 @@ def test_what_is_needed_now_comes_before_what_can_wait_of_the_same_run() -> None
     assert passed == [("a", False), ("b", True), ("a", True), ("a", True)]
 
 
-def test_states_beyond_the_limit_of_memory_are_let_go_of_those_used_last_stay() -> None:
+def test_states_beyond_the_limit_of_memory_are_evicted_those_used_last_stay() -> None:
     states = States(max_bytes=40)
     for key in "abcd":
         states.put(key, np.zeros(10, np.uint8))
     assert states["a"].nbytes == 10  # used now
     states.put("e", np.zeros(10, np.uint8))
     assert [key for key in "abcde" if key in states] == ["a", "c", "d", "e"]
+
+
+def test_states_that_a_call_uses_are_not_evicted_for_others_that_it_fetches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    descriptors = {
+        key: np.random.default_rng(number).integers(0, 255, (40, 128), np.uint8)
+        for number, key in enumerate("abcd")
+    }
+    states = States(max_bytes=2 * descriptors["a"].nbytes)
+    matcher = HostedSift(Config(), states=states)
+    worker = MatcherWorker(json.dumps({"matcher": "sift", "config": {}}))
+    monkeypatch.setattr(worker, "_open", lambda: matcher)
+    monkeypatch.setattr(worker_module, "_fetch", lambda place: place)
+
+    def reply_to(*pairs: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        keys = dict.fromkeys("".join(pairs))
+        fields = {"pairs": [[*pair, {}] for pair in pairs]}
+        return worker.match("run", fields, {}, [(key, [descriptors[key]]) for key in keys])
+
+    reply_to("ab")
+    fields, arrays = reply_to("ac", "cd", "ad")  # "a" was used longest ago
+    assert "failed" not in fields
+    assert {name.partition(".")[0] for name in arrays} == {"0", "1", "2"}
+    assert [key for key, _ in fields["fetched"]] == ["c", "d"]
+    fields, _ = reply_to("ab")
+    assert [key for key, _ in fields["fetched"]] == ["b"]  # once more, and it is counted
 
 
 def test_a_pair_that_was_matched_before_its_preparation_had_its_turn_is_not_prepared() -> None:

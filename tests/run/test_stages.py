@@ -9,9 +9,11 @@ from typing import Any, cast
 import pytest
 
 from engine.config import load_config
+from engine.errors import InferenceError
 from engine.ports import WorksAhead
 from engine.run.ingestion import DecodedFrame
 from engine.run.stages import TrackingStage
+from engine.types import Frame, FrameId
 
 KEYFRAMES_AHEAD = 2
 NUM_TURNS = 200  # of the event loop: many more than any of these endings takes
@@ -32,11 +34,25 @@ class Photos:
         return cast(DecodedFrame, SimpleNamespace(source_idx=0, frame=self.num_decoded))
 
 
-def stage_of(photos: Photos) -> TrackingStage:
+class Elsewhere:
+    """A matcher that works elsewhere; keeps which frames are forgotten."""
+
+    keyframes_ahead = KEYFRAMES_AHEAD
+
+    def __init__(self) -> None:
+        self.forgotten: list[int] = []
+
+    def describe_ahead(self, frame: Frame) -> None:
+        """Begins with nothing."""
+
+    def forget_ahead(self, frame_id: FrameId) -> None:
+        self.forgotten.append(frame_id)
+
+
+def stage_of(photos: Any, *, ahead: Elsewhere | None = None, frames: Any = None) -> TrackingStage:
     """A stage whose matcher works elsewhere; nothing but its photos is used."""
     config = load_config()
     info = SimpleNamespace(is_live=False, is_sequence=False)
-    ahead = SimpleNamespace(keyframes_ahead=KEYFRAMES_AHEAD, describe_ahead=lambda frame: None)
     unused: Any = None
     return TrackingStage(
         config.frame_tracking,
@@ -45,14 +61,14 @@ def stage_of(photos: Photos) -> TrackingStage:
         describe=unused,
         thread=unused,
         describing_thread=unused,
-        frames=unused,
+        frames=frames,
         items=unused,
         has_map=unused,
         ingestion=cast(Any, photos),
         warn=unused,
         faults=unused,
         log=unused,
-        ahead=cast(WorksAhead, ahead),
+        ahead=cast(WorksAhead, ahead or Elsewhere()),
     )
 
 
@@ -149,3 +165,18 @@ def test_photos_before_a_source_breaks_are_tracked_and_then_it_is_reported(
 
     assert isinstance(run(outcome()), OSError)
     assert tracked == [1, 2, 3, 4, 5]
+
+
+def test_what_was_begun_of_a_photo_that_is_dropped_is_forgotten() -> None:
+    async def take_nothing(*_: Any, **__: Any) -> None:
+        pass
+
+    ahead = Elsewhere()
+    stage = stage_of(
+        SimpleNamespace(drop=take_nothing),
+        ahead=ahead,
+        frames=SimpleNamespace(give_back=take_nothing),
+    )
+    photo = cast(Frame, SimpleNamespace(frame_id=FrameId(7)))
+    run(stage._drop(photo, InferenceError("it cannot be described")))
+    assert ahead.forgotten == [7]

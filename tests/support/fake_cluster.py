@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from adapters.remote.hosted import HostedMatcher, HostedSift, States
-from adapters.remote.messages import Channel, Message
+from adapters.remote.messages import Array, Channel, Message
 from engine.config import Config
 
 WAIT_S = 60.0  # for what comes by itself; no test passes by it
@@ -25,12 +25,21 @@ class FakeProcess:
     Args:
         number: of its end of the socket.
         reply: to a call; None: nothing is sent.
+        vectors: that recognize the places of states, by their keys; None: nothing is sent.
         is_up: whether the cluster answers from the beginning.
     """
 
-    def __init__(self, number: int, *, reply: Reply, is_up: bool = True) -> None:
+    def __init__(
+        self,
+        number: int,
+        *,
+        reply: Reply,
+        vectors: Callable[[str], Array] | None = None,
+        is_up: bool = True,
+    ) -> None:
         self.channel = Channel(socket.socket(fileno=os.dup(number)))
         self.received: list[Message] = []
+        self.vectors = vectors
         self._reply = reply
         self._is_up = is_up
         self._thread = threading.Thread(target=self._run, name="fake process", daemon=True)
@@ -68,6 +77,9 @@ class FakeProcess:
                 self.answers()
             elif message.kind == "call" and (reply := self._reply(message)) is not None:
                 self.channel.send(reply)
+            elif message.kind == "state" and message.number and self.vectors is not None:
+                arrays = {"vector": self.vectors(message.fields["key"])}
+                self.channel.send(Message(kind="result", number=message.number, arrays=arrays))
         self.channel.close()
 
 
@@ -76,17 +88,33 @@ class FakeProcesses:
 
     Args:
         reply: of each process to a call.
+        vectors: as of `FakeProcess`.
         is_up: whether the cluster answers from the beginning.
     """
 
-    def __init__(self, reply: Reply = lambda call: None, *, is_up: bool = True) -> None:
+    def __init__(
+        self,
+        reply: Reply = lambda call: None,
+        *,
+        vectors: Callable[[str], Array] | None = None,
+        is_up: bool = True,
+    ) -> None:
         self.all: list[FakeProcess] = []
         self._reply = reply
+        self._vectors = vectors
         self._is_up = is_up
+        self._started = threading.Event()
+
+    def wait_for_one(self) -> None:
+        """Waits until a process was started."""
+        assert self._started.wait(WAIT_S)
 
     def __call__(self, command: Sequence[str], **_: object) -> FakeProcess:
-        process = FakeProcess(int(command[-1]), reply=self._reply, is_up=self._is_up)
+        process = FakeProcess(
+            int(command[-1]), reply=self._reply, vectors=self._vectors, is_up=self._is_up
+        )
         self.all.append(process)
+        self._started.set()
         return process
 
 
