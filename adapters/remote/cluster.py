@@ -491,6 +491,7 @@ _COUNTED = (
     "token_bytes",
     "tokens_sent_again",
     "pairs_prepared",
+    "prepared_evicted",
     "calls_again",
     "calls_refused",
     "times_away",

@@ -275,6 +275,7 @@ class ClusterProcess:
             result = await self._attempts(call)
         except Exception as error:  # a task boundary: the run does it itself
             result = Message(kind="failed", fields={"words": _first_line(error)})
+        self._can_wait.discard(call.number)
         self._send(
             Message(
                 kind=result.kind, number=call.number, fields=result.fields, arrays=result.arrays
@@ -460,6 +461,7 @@ class ClusterProcess:
             prepare = worker.handle.prepare.remote(self._run, pair, self._places(worker, pair))
             fields, _ = await asyncio.wait_for(prepare, self._remote.call_timeout_s)
             self._count_fetched(worker, fields.get("fetched", ()))
+            self._figures["prepared_evicted"] += fields.get("evicted", 0)
         except Exception:  # a task boundary: it is matched when its turn comes
             self._prepared.pop(pair, None)
         finally:
@@ -501,6 +503,8 @@ def _receive(
 
 
 async def _serve(channel: Channel, settings: Fields) -> None:
+    # Without a limit of its own: the run's queues and `remote.keyframes_ahead` bound what it sends.
+    # Were reading to wait, both ends could wait for each other's.
     messages: asyncio.Queue[Message | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     threading.Thread(target=_receive, args=(channel, messages, loop), daemon=True).start()

@@ -59,7 +59,7 @@ class StateSource(Protocol):
         """
 
     def close(self) -> None:
-        """Lets go of what it keeps."""
+        """Removes what it keeps."""
 
 
 class RemoteDense:
