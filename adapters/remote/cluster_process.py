@@ -87,7 +87,7 @@ class ClusterProcess:
         """Serves until the run ends, or closes its end."""
         for worker in self._workers.all:
             self._start(self._keep_up(worker))
-        self._start(self._beat())
+        self._start(self._report_alive())
         while (message := await messages.get()) is not None:
             await self._take(message)
         for worker in self._workers.all:
@@ -169,7 +169,7 @@ class ClusterProcess:
         self._answered_at_s = asyncio.get_running_loop().time()
         await self._workers.set_up(worker, True)
 
-    async def _beat(self) -> None:
+    async def _report_alive(self) -> None:
         """Says whether the cluster answers, and what was counted."""
         began_s = asyncio.get_running_loop().time() + _START_TIMEOUT_S
         while True:

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib
 import json
-import os
 import threading
 import time
 import traceback
@@ -35,7 +34,7 @@ State = tuple[str, Sequence[Any]]  # key and, in a list, so that Ray does not fe
 _MAX_RUNS = 64  # whose matchers are kept; those used last
 _RUN_IDLE_S = 600.0  # a run without calls for so long may have been killed: it is forgotten
 _FETCH_TIMEOUT_S = 20.0
-_LOOK_PERIOD_S = 5.0
+_POLL_PERIOD_S = 5.0
 
 
 class MatcherWorker:
@@ -56,8 +55,8 @@ class MatcherWorker:
             threading.Thread(target=self._end_when_idle, args=(idle_s,), daemon=True).start()
 
     def hello(self) -> dict[str, Any]:
-        """Which version of LiveSfM it runs, and its process."""
-        return {"version": code_version(), "pid": os.getpid()}
+        """Which version of LiveSfM it runs."""
+        return {"version": code_version()}
 
     def ping(self) -> None:
         """Answers, also while all threads that match are in use: called on those of `HEALTH`."""
@@ -138,16 +137,14 @@ class MatcherWorker:
                 missing, fetched = _take(matcher, states, got)
                 if missing:
                     return {"missing": missing}, {}
-                started_s = time.monotonic()
                 fields, arrays = use(matcher)
-                took_s = time.monotonic() - started_s
         except InferenceError as error:
             return {"failed": str(error)}, {}
         except Exception:  # a task boundary: the run decides what follows
             return {"failed": traceback.format_exc(limit=-3)}, {}
         finally:
             self._called_at_s = time.monotonic()
-        return fields | {"fetched": fetched, "took_s": took_s}, arrays
+        return fields | {"fetched": fetched}, arrays
 
     def _matcher(self, run: str) -> HostedMatcher:
         """The matcher of a run, new where it was forgotten: states are fetched again then."""
@@ -166,7 +163,7 @@ class MatcherWorker:
         import ray
 
         while time.monotonic() - self._called_at_s < idle_s:
-            time.sleep(min(_LOOK_PERIOD_S, idle_s))
+            time.sleep(min(_POLL_PERIOD_S, idle_s))
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 

@@ -195,6 +195,15 @@ def test_during_an_absence_vectors_are_made_here_if_they_can_be(
     assert matcher.figures()["places_here"] == 1
 
 
+def test_a_keyframe_whose_place_nobody_asks_for_is_not_kept(
+    matcher: RemoteDense, processes: FakeProcesses
+) -> None:
+    come_up(matcher, processes)
+    matcher.describe(frame(1))
+    matcher.forget_ahead(FrameId(1))
+    assert not matcher._states
+
+
 def test_a_vector_that_is_none_is_not_taken_from_the_cluster(
     matcher: RemoteDense, processes: FakeProcesses
 ) -> None:
