@@ -44,6 +44,7 @@ _RETRY_PERIOD_S = 2.0
 _START_TIMEOUT_S = 120.0  # of a worker, which may load weights
 _SILENT_STALLS = 3  # times the stall after which the connection is given up
 _MAX_THREADS = 32  # of a worker: calls that wait in it for their turn; more wait in Ray's queue
+_MAX_PREPARED = 16  # pairs of a run on a worker, which keeps no more of them; others wait
 _HEALTH_THREADS = 2  # of a worker: a ping never waits behind calls
 _MAX_STATES = 4096  # of keyframes; with what they are made from 1 to 2 MB each in the cluster
 _PR_SET_PDEATHSIG = 1
@@ -447,7 +448,10 @@ class ClusterProcess:
             self._prepared.pop(pair, None)
             return
         worker = await self._workers.take(
-            pair, is_ahead=lambda: True, is_needed=lambda: pair in self._prepared
+            pair,
+            is_ahead=lambda: True,
+            is_needed=lambda: pair in self._prepared,
+            may_take=lambda one: self._num_prepared(one) < _MAX_PREPARED,
         )
         if worker is None:
             return
@@ -466,6 +470,10 @@ class ClusterProcess:
             self._prepared.pop(pair, None)
         finally:
             await self._workers.give_back(worker)
+
+    def _num_prepared(self, worker: Worker) -> int:
+        """Pairs that a worker prepared, or does, and that are not matched yet."""
+        return sum(one is worker for one in self._prepared.values())
 
     def _send(self, message: Message) -> None:
         with contextlib.suppress(OSError):  # the run is gone: so is this process soon
