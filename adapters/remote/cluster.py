@@ -33,7 +33,7 @@ _FIRST_PAUSE_S = 0.5  # before the process is started again; it doubles
 _LAST_PAUSE_S = 10.0
 _SEND_TIMEOUT_S = 5  # a process that does not read for so long is ended
 _SILENT_STALLS = 4  # times the stall after which a process that says nothing is ended
-_LOOK_PERIOD_S = 0.2
+_POLL_PERIOD_S = 0.2
 _MAX_RESENT = 3  # times that a call is sent with states that the process does not know
 
 ProvideState = Callable[[str], Message | None]
@@ -83,7 +83,7 @@ class Cluster:
         self._link: Channel | None = None  # the channel, also before calls may be sent over it
         self._known: set[str] = set()  # keys of states that the process has
         self._calls: dict[int, Call] = {}
-        self._heard_at_s = 0.0  # from the process
+        self._alive_at_s = 0.0  # from the process
         self._silent_s: float | None = None  # of the cluster then; None: it never answered
         self._num_up = 0
         self._trouble = ""
@@ -106,7 +106,7 @@ class Cluster:
         ends_s = time.monotonic() + self._config.connect_timeout_s
         with self._changed:
             while not self._is_usable() and time.monotonic() < ends_s and not self._is_closed:
-                self._changed.wait(_LOOK_PERIOD_S)
+                self._changed.wait(_POLL_PERIOD_S)
             self._was_usable = is_usable = self._is_usable()
             self._figures["times_away"] += not is_usable
         return is_usable
@@ -136,7 +136,7 @@ class Cluster:
     def _is_usable(self) -> bool:
         if self._channel is None or self._silent_s is None or not self._num_up:
             return False
-        silent_s = time.monotonic() - self._heard_at_s + self._silent_s
+        silent_s = time.monotonic() - self._alive_at_s + self._silent_s
         return silent_s <= self._config.stall_s
 
     # -- calls ------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ class Cluster:
         try:
             while True:
                 try:
-                    return call.result.result(_LOOK_PERIOD_S)
+                    return call.result.result(_POLL_PERIOD_S)
                 except TimeoutError:
                     if call.result.done():
                         continue
@@ -413,7 +413,7 @@ class Cluster:
 
     def _take_alive(self, fields: Fields) -> None:
         with self._changed:
-            self._heard_at_s = time.monotonic()
+            self._alive_at_s = time.monotonic()
             silent_s = fields["silent_s"]
             self._silent_s = None if silent_s is None else float(silent_s)
             self._num_up = int(fields["num_up"])
@@ -491,6 +491,7 @@ _COUNTED = (
     "token_bytes",
     "tokens_sent_again",
     "pairs_prepared",
+    "prepared_evicted",
     "calls_again",
     "calls_refused",
     "times_away",

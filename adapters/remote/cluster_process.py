@@ -44,6 +44,7 @@ _RETRY_PERIOD_S = 2.0
 _START_TIMEOUT_S = 120.0  # of a worker, which may load weights
 _SILENT_STALLS = 3  # times the stall after which the connection is given up
 _MAX_THREADS = 32  # of a worker: calls that wait in it for their turn; more wait in Ray's queue
+_MAX_PREPARED = 16  # pairs of a run on a worker, which keeps no more of them; others wait
 _HEALTH_THREADS = 2  # of a worker: a ping never waits behind calls
 _MAX_STATES = 4096  # of keyframes; with what they are made from 1 to 2 MB each in the cluster
 _PR_SET_PDEATHSIG = 1
@@ -87,7 +88,7 @@ class ClusterProcess:
         """Serves until the run ends, or closes its end."""
         for worker in self._workers.all:
             self._start(self._keep_up(worker))
-        self._start(self._beat())
+        self._start(self._report_alive())
         while (message := await messages.get()) is not None:
             await self._take(message)
         for worker in self._workers.all:
@@ -169,7 +170,7 @@ class ClusterProcess:
         self._answered_at_s = asyncio.get_running_loop().time()
         await self._workers.set_up(worker, True)
 
-    async def _beat(self) -> None:
+    async def _report_alive(self) -> None:
         """Says whether the cluster answers, and what was counted."""
         began_s = asyncio.get_running_loop().time() + _START_TIMEOUT_S
         while True:
@@ -275,6 +276,7 @@ class ClusterProcess:
             result = await self._attempts(call)
         except Exception as error:  # a task boundary: the run does it itself
             result = Message(kind="failed", fields={"words": _first_line(error)})
+        self._can_wait.discard(call.number)
         self._send(
             Message(
                 kind=result.kind, number=call.number, fields=result.fields, arrays=result.arrays
@@ -446,7 +448,10 @@ class ClusterProcess:
             self._prepared.pop(pair, None)
             return
         worker = await self._workers.take(
-            pair, is_ahead=lambda: True, is_needed=lambda: pair in self._prepared
+            pair,
+            is_ahead=lambda: True,
+            is_needed=lambda: pair in self._prepared,
+            may_take=lambda one: self._num_prepared(one) < _MAX_PREPARED,
         )
         if worker is None:
             return
@@ -460,10 +465,15 @@ class ClusterProcess:
             prepare = worker.handle.prepare.remote(self._run, pair, self._places(worker, pair))
             fields, _ = await asyncio.wait_for(prepare, self._remote.call_timeout_s)
             self._count_fetched(worker, fields.get("fetched", ()))
+            self._figures["prepared_evicted"] += fields.get("evicted", 0)
         except Exception:  # a task boundary: it is matched when its turn comes
             self._prepared.pop(pair, None)
         finally:
             await self._workers.give_back(worker)
+
+    def _num_prepared(self, worker: Worker) -> int:
+        """Pairs that a worker prepared, or does, and that are not matched yet."""
+        return sum(one is worker for one in self._prepared.values())
 
     def _send(self, message: Message) -> None:
         with contextlib.suppress(OSError):  # the run is gone: so is this process soon
@@ -501,6 +511,8 @@ def _receive(
 
 
 async def _serve(channel: Channel, settings: Fields) -> None:
+    # Without a limit of its own: the run's queues and `remote.keyframes_ahead` bound what it sends.
+    # Were reading to wait, both ends could wait for each other's.
     messages: asyncio.Queue[Message | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     threading.Thread(target=_receive, args=(channel, messages, loop), daemon=True).start()

@@ -59,7 +59,7 @@ class StateSource(Protocol):
         """
 
     def close(self) -> None:
-        """Lets go of what it keeps."""
+        """Removes what it keeps."""
 
 
 class RemoteDense:
@@ -184,6 +184,7 @@ class RemoteDense:
 
     def forget_ahead(self, frame_id: FrameId) -> None:
         """Ends what was begun for a frame."""
+        self._states.pop(frame_id, None)
         left = self._forget(frame_id)
         self._ahead.submit(lambda: self.cluster.drop([*left, *self._forget(frame_id)]))
 

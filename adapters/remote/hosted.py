@@ -57,8 +57,12 @@ class HostedMatcher(Protocol):
     def match(self, keys: tuple[str, str], fields: Fields, arrays: Arrays) -> Plain:
         """Matches a pair of keyframes whose states it has."""
 
-    def prepare(self, keys: tuple[str, str]) -> None:
-        """Does what it can of matching a pair before it is known what is asked for."""
+    def prepare(self, keys: tuple[str, str]) -> int:
+        """Does what it can of matching a pair before it is known what is asked for.
+
+        Returns:
+            Of how many others what was done is evicted; it is done once more when they are matched.
+        """
 
 
 class States:
@@ -169,8 +173,9 @@ class HostedSift:
         found = self._matched(keys, guide)
         return {}, {"rows": found.matches_idx, "confidence": found.confidence}
 
-    def prepare(self, keys: tuple[str, str]) -> None:
+    def prepare(self, keys: tuple[str, str]) -> int:
         """Nothing: what will be asked for of a pair is known, so that it is matched ahead."""
+        return 0
 
     def _matched(self, keys: tuple[str, str], guide: EpipolarGuide | None) -> PairMatches:
         first, second = (
@@ -235,11 +240,12 @@ class HostedOracle:
         is_prepared = bool(self._prepared.take(keys))
         return to_plain(self._matcher.match_pair(request, is_prepared=is_prepared))
 
-    def prepare(self, keys: tuple[str, str]) -> None:
+    def prepare(self, keys: tuple[str, str]) -> int:
         """Takes the time that a pair takes."""
-        if not self._prepared.is_late(keys):
-            self._matcher.prepare()
-            self._prepared.put(keys, True)
+        if self._prepared.is_late(keys):
+            return 0
+        self._matcher.prepare()
+        return self._prepared.put(keys, True)
 
 
 def key_of(descriptors: Array) -> str:

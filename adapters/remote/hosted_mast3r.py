@@ -6,6 +6,7 @@ others were asked for with it: results are those of a run with ``mast3r.batch_pa
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Sequence
 
@@ -25,7 +26,9 @@ from engine.config import Config
 from engine.errors import InferenceError
 from engine.types import FrameId, ImagePair, MatchRequest
 
-_MAX_PREPARED = 16  # decoded pairs, 50 MB each at 512 x 384
+_MAX_PREPARED = 16  # decoded pairs of all runs, 50 MB each at 512 x 384
+DecodedAhead = Prepared[tuple[bool, DecodedPairs]]  # with points or not, by run and keys
+
 _HEAD = struct.Struct("<5I")  # type, width and height in px, number of tokens, their length
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -33,11 +36,20 @@ _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 def mast3r_hosts(config: Config) -> Callable[[], HostedMast3r]:
     """Loads the weights; returns what makes the matcher of each run.
 
+    The limits of memory for tokens and for decoded pairs hold for all runs together.
+
     Raises:
         ConfigError: they cannot be used here.
     """
     new_matcher = mast3r_opener(config.mast3r, dense=config.dense_matching)
-    return lambda: HostedMast3r(new_matcher(), edge_px=config.mast3r.image_edge_px)
+    prepared = DecodedAhead(max_pairs=_MAX_PREPARED)
+    numbers = itertools.count()
+    return lambda: HostedMast3r(
+        new_matcher(),
+        edge_px=config.mast3r.image_edge_px,
+        number=next(numbers),
+        prepared=prepared,
+    )
 
 
 class HostedMast3r:
@@ -46,13 +58,18 @@ class HostedMast3r:
     Args:
         matcher: does the work.
         edge_px: of the image that the network sees.
+        number: of the run, another one for each.
+        prepared: keeps the pairs that were decoded ahead, of all runs.
     """
 
-    def __init__(self, matcher: Mast3rMatcher, *, edge_px: int) -> None:
+    def __init__(
+        self, matcher: Mast3rMatcher, *, edge_px: int, number: int, prepared: DecodedAhead
+    ) -> None:
         self._matcher = matcher
+        self._number = number
         self._edge_px = edge_px
         self._wants_points = False  # as the latest request
-        self._prepared: Prepared[tuple[bool, DecodedPairs]] = Prepared(max_pairs=_MAX_PREPARED)
+        self._prepared = prepared
 
     def describe(self, fields: Fields, arrays: Arrays) -> Plain:
         """Its tables need no network, and are made where the run is."""
@@ -83,18 +100,21 @@ class HostedMast3r:
         """The matches of a pair."""
         request = from_plain(MatchRequest, fields, arrays)
         self._wants_points = request.wants_pointmaps
-        with_points, decoded = self._prepared.take(keys) or (False, None)
+        with_points, decoded = self._prepared.take(self._own(keys)) or (False, None)
         if decoded is None or with_points != request.wants_pointmaps:
             decoded = self._matcher.decode(request.pair, wants_points=request.wants_pointmaps)
         return to_plain(self._matcher.match_decoded(request, decoded))
 
-    def prepare(self, keys: tuple[str, str]) -> None:
-        """Decodes a pair."""
-        if self._prepared.is_late(keys):
-            return
+    def prepare(self, keys: tuple[str, str]) -> int:
+        """Decodes a pair; returns how many decoded ones were evicted."""
+        if self._prepared.is_late(self._own(keys)):
+            return 0
         pair = ImagePair.of(FrameId(int(keys[0])), FrameId(int(keys[1])))
         decoded = self._matcher.decode(pair, wants_points=self._wants_points)
-        self._prepared.put(keys, (self._wants_points, decoded))
+        return self._prepared.put(self._own(keys), (self._wants_points, decoded))
+
+    def _own(self, keys: tuple[str, str]) -> tuple[str, str]:
+        return f"{self._number}.{keys[0]}", keys[1]
 
 
 def state_of(tokens: torch.Tensor, size: tuple[int, int]) -> Array:

@@ -37,7 +37,7 @@ class BrokenMessageError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Message:
-    """A call, its result, or news."""
+    """A call, its result, or what else one end sends the other."""
 
     kind: str
     number: int = 0  # of the call

@@ -35,8 +35,10 @@ class Prepared(Generic[Made]):
         """Whether a pair was matched before."""
         return keys in self._matched
 
-    def put(self, keys: tuple[str, str], made: Made) -> None:
-        """Keeps what was made of a pair."""
+    def put(self, keys: tuple[str, str], made: Made) -> int:
+        """Keeps what was made of a pair; returns how many others were evicted for it."""
         self._made[keys] = made
-        if len(self._made) > self._max_pairs:
-            self._made.popitem(last=False)
+        if len(self._made) <= self._max_pairs:
+            return 0
+        self._made.popitem(last=False)
+        return 1

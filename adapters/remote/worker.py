@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib
 import json
-import os
 import threading
 import time
 import traceback
@@ -32,9 +31,10 @@ Reply = Plain
 HEALTH = "health"  # threads of a worker for these calls alone
 State = tuple[str, Sequence[Any]]  # key and, in a list, so that Ray does not fetch it, where it is
 
-_MAX_RUNS = 64  # whose matchers are kept
+_MAX_RUNS = 64  # whose matchers are kept; those used last
+_RUN_IDLE_S = 600.0  # a run without calls for so long may have been killed: it is forgotten
 _FETCH_TIMEOUT_S = 20.0
-_LOOK_PERIOD_S = 5.0
+_POLL_PERIOD_S = 5.0
 
 
 class MatcherWorker:
@@ -47,7 +47,7 @@ class MatcherWorker:
 
     def __init__(self, spec: str, idle_s: float = 0.0) -> None:
         self._open = open_hosted(json.loads(spec))
-        self._runs: OrderedDict[str, HostedMatcher] = OrderedDict()
+        self._runs: OrderedDict[str, tuple[HostedMatcher, float]] = OrderedDict()  # used at, in s
         self._turns = FairTurns()
         self._opening = threading.Lock()
         self._called_at_s = time.monotonic()
@@ -55,8 +55,8 @@ class MatcherWorker:
             threading.Thread(target=self._end_when_idle, args=(idle_s,), daemon=True).start()
 
     def hello(self) -> dict[str, Any]:
-        """Which version of LiveSfM it runs, and its process."""
-        return {"version": code_version(), "pid": os.getpid()}
+        """Which version of LiveSfM it runs."""
+        return {"version": code_version()}
 
     def ping(self) -> None:
         """Answers, also while all threads that match are in use: called on those of `HEALTH`."""
@@ -110,13 +110,12 @@ class MatcherWorker:
         """Begins with a pair that will probably be asked for."""
 
         def prepare(matcher: HostedMatcher) -> Reply:
-            matcher.prepare(keys)
-            return {}, {}
+            return {"evicted": matcher.prepare(keys)}, {}
 
         return self._reply(run, prepare, states=states, is_ahead=True)
 
     def forget(self, run: str) -> None:
-        """Lets go of the matcher of a run that has ended."""
+        """Forgets the matcher of a run that has ended."""
         with self._opening:
             self._runs.pop(run, None)
 
@@ -138,30 +137,33 @@ class MatcherWorker:
                 missing, fetched = _take(matcher, states, got)
                 if missing:
                     return {"missing": missing}, {}
-                started_s = time.monotonic()
                 fields, arrays = use(matcher)
-                took_s = time.monotonic() - started_s
         except InferenceError as error:
             return {"failed": str(error)}, {}
         except Exception:  # a task boundary: the run decides what follows
             return {"failed": traceback.format_exc(limit=-3)}, {}
         finally:
             self._called_at_s = time.monotonic()
-        return fields | {"fetched": fetched, "took_s": took_s}, arrays
+        return fields | {"fetched": fetched}, arrays
 
     def _matcher(self, run: str) -> HostedMatcher:
+        """The matcher of a run, new where it was forgotten: states are fetched again then."""
+        now_s = time.monotonic()
         with self._opening:
-            matcher = self._runs.pop(run, None) or self._open()
-            self._runs[run] = matcher
-            if len(self._runs) > _MAX_RUNS:
-                self._runs.popitem(last=False)
-            return matcher
+            known = self._runs.pop(run, None)
+            self._runs[run] = (self._open() if known is None else known[0]), now_s
+            while len(self._runs) > 1:
+                oldest, (_, used_at_s) = next(iter(self._runs.items()))
+                if len(self._runs) <= _MAX_RUNS and now_s - used_at_s < _RUN_IDLE_S:
+                    break
+                del self._runs[oldest]
+            return self._runs[run][0]
 
     def _end_when_idle(self, idle_s: float) -> None:
         import ray
 
         while time.monotonic() - self._called_at_s < idle_s:
-            time.sleep(min(_LOOK_PERIOD_S, idle_s))
+            time.sleep(min(_POLL_PERIOD_S, idle_s))
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 

@@ -48,6 +48,7 @@ class Workers:
         tried: Sequence[Worker] = (),
         is_ahead: Callable[[], bool] = lambda: False,
         is_needed: Callable[[], bool] = lambda: True,
+        may_take: Callable[[Worker], bool] = lambda worker: True,
     ) -> Worker | None:
         """A worker for a call, as soon as one has room; `give_back` has to follow.
 
@@ -57,6 +58,7 @@ class Workers:
             tried: workers on which it failed; they are asked again where there are no others.
             is_ahead: whether it can wait, until none waits that cannot.
             is_needed: whether it still is.
+            may_take: whether a worker has room for what the call leaves there.
 
         Returns:
             None when the call is not needed any more.
@@ -69,7 +71,9 @@ class Workers:
             if not is_needed():
                 return True
             (self._urgent.discard if is_ahead() else self._urgent.add)(waiting)
-            found = self._find(keys, preferred=preferred, tried=tried, is_ahead=is_ahead())
+            found = self._find(
+                keys, preferred=preferred, tried=tried, is_ahead=is_ahead(), may_take=may_take
+            )
             return found is not None
 
         async with self._changed:
@@ -108,6 +112,7 @@ class Workers:
         preferred: Worker | None,
         tried: Sequence[Worker],
         is_ahead: bool,
+        may_take: Callable[[Worker], bool],
     ) -> Worker | None:
         if is_ahead and self._urgent:
             return None
@@ -116,7 +121,7 @@ class Workers:
         fresh = [worker for worker in up if worker not in tried] or up
         if preferred is not None and preferred in fresh:
             return preferred  # what it has done already takes no time
-        free = [worker for worker in fresh if worker.num_calls < limit]
+        free = [worker for worker in fresh if worker.num_calls < limit and may_take(worker)]
         return min(
             free,
             key=lambda one: (-sum(key in one.held for key in keys), one.num_calls, one.number),

@@ -168,6 +168,34 @@ def test_who_asks_for_a_vector_while_no_worker_is_up_gets_a_refusal(
     assert (reply.kind, reply.fields) == ("failed", {"words": "no worker answers"})
 
 
+def test_no_more_pairs_are_prepared_than_a_worker_keeps_until_some_are_matched_or_dropped(
+    process: ClusterProcess, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "_MAX_PREPARED", 2)
+    actor, num_prepared = actor_of(process), []
+
+    async def settle() -> None:
+        for _ in range(50):  # turns of the loop: many more than it takes
+            await asyncio.sleep(0)
+        num_prepared.append(len(actor.prepared))
+
+    async def work() -> None:
+        for key in "abcde":
+            await process._take(state(key))
+        pairs = [["a", key] for key in "bcde"]
+        await process._take(Message(kind="prepare", fields={"pairs": pairs}))
+        await settle()
+        await process._serve(match(1, "a", "b"))
+        await settle()
+        await process._take(Message(kind="drop", fields={"pairs": [["a", "c"]]}))
+        await settle()
+
+    run(work, process)
+    assert num_prepared[1:] == [num_prepared[0] + 1, num_prepared[0] + 2]
+    assert len(actor.prepared) == 4
+    assert [one.kind for one in sent.messages] == ["result"]
+
+
 def test_a_worker_is_pinged_on_threads_that_no_call_uses(process: ClusterProcess) -> None:
     actor = actor_of(process)
 

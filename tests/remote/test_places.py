@@ -12,6 +12,7 @@ import pytest
 
 from adapters.remote import cluster as cluster_module
 from adapters.remote import places as places_module
+from adapters.remote import states as states_module
 from adapters.remote.cluster import Cluster
 from adapters.remote.dense import RemoteDense
 from adapters.remote.messages import Message
@@ -194,6 +195,15 @@ def test_during_an_absence_vectors_are_made_here_if_they_can_be(
     assert matcher.figures()["places_here"] == 1
 
 
+def test_a_keyframe_whose_place_nobody_asks_for_is_not_kept(
+    matcher: RemoteDense, processes: FakeProcesses
+) -> None:
+    come_up(matcher, processes)
+    matcher.describe(frame(1))
+    matcher.forget_ahead(FrameId(1))
+    assert not matcher._states
+
+
 def test_a_vector_that_is_none_is_not_taken_from_the_cluster(
     matcher: RemoteDense, processes: FakeProcesses
 ) -> None:
@@ -201,6 +211,20 @@ def test_a_vector_that_is_none_is_not_taken_from_the_cluster(
     processes.all[0].vectors = lambda key: np.array([np.nan, 1.0], np.float32)
     matcher.describe(frame(1))
     assert matcher.place_vector(FrameId(1)) is None
+
+
+def test_images_of_the_latest_keyframes_are_kept_and_the_first_removal_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(states_module, "_FILE_BYTES", 1)  # a file for each
+    monkeypatch.setattr(states_module, "_MAX_FILES", 2)
+    states = states_module.Mast3rStates(None)
+    for frame_id in range(1, 5):
+        states.keep(frame(frame_id))
+    kept = [key for key in "1234" if states.provide(key) is not None]
+    states.close()
+    assert kept == ["3", "4"]
+    assert caplog.text.count("not kept any more") == 1
 
 
 def test_mast3r_makes_the_same_vector_here_as_a_worker_does(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -174,11 +175,29 @@ def test_states_that_a_call_uses_are_not_evicted_for_others_that_it_fetches(
     assert [key for key, _ in fields["fetched"]] == ["b"]  # once more, and it is counted
 
 
+def test_a_run_that_calls_no_more_is_forgotten_and_those_used_last_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(now_s=0.0)
+    monkeypatch.setattr(worker_module, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr(worker_module, "_MAX_RUNS", 3)
+    worker = MatcherWorker(json.dumps({"matcher": "sift", "config": {}}))
+    for run in ("a", "b", "c", "a", "d"):
+        worker._matcher(run)
+    assert list(worker._runs) == ["c", "a", "d"]
+    clock.now_s = worker_module._RUN_IDLE_S - 1.0
+    worker._matcher("a")
+    clock.now_s += 2.0
+    worker._matcher("a")
+    assert list(worker._runs) == ["a"]
+
+
 def test_a_pair_that_was_matched_before_its_preparation_had_its_turn_is_not_prepared() -> None:
     prepared: Prepared[int] = Prepared(max_pairs=2)
     for number, keys in enumerate((("a", "b"), ("a", "c"), ("b", "c")), start=1):
         assert not prepared.is_late(keys)
         prepared.put(keys, number)
+    assert prepared.put(("a", "d"), 4) == 1  # "a" and "c" are evicted
     assert prepared.take(("a", "b")) is None  # the oldest of three
     assert prepared.take(("b", "c")) == 3
     assert prepared.take(("b", "c")) is None

@@ -37,16 +37,19 @@ class FakeActor:
     Attributes:
         lost: places of states that it cannot get.
         num_encoded: how many states it made.
+        prepared: the pairs that it prepared.
         pinged_by: the concurrency groups of its pings.
     """
 
     def __init__(self) -> None:
         self.lost: set[object] = set()
         self.num_encoded = 0
+        self.prepared: list[tuple[str, str]] = []
         self.pinged_by: list[object] = []
         self.was_pinged = asyncio.Event()
         self.encode = FakeMethod(self._encode)
         self.match = FakeMethod(self._match)
+        self.prepare = FakeMethod(self._prepare)
         self.ping = FakeMethod(self._ping)
 
     def _encode(self, run: str, key: str, image: Sequence[Any], **_: Any) -> tuple[Any, object]:
@@ -56,6 +59,10 @@ class FakeActor:
     def _match(self, run: str, fields: Any, arrays: Any, places: Sequence[Any]) -> Any:
         missing = [key for key, (place,) in places if isinstance(place, str) and place in self.lost]
         return _later(({"missing": missing} if missing else {"pairs": []}, {}))
+
+    def _prepare(self, run: str, keys: tuple[str, str], places: Sequence[Any]) -> Any:
+        self.prepared.append(keys)
+        return _later(({}, {}))
 
     def _ping(self, *, concurrency_group: str | None = None) -> Any:
         self.pinged_by.append(concurrency_group)

@@ -34,7 +34,7 @@ from adapters.matchers.mast3r.pair_matches import (
     match_pairs,
     no_matches,
 )
-from adapters.matchers.mast3r.token_store import TokenStore
+from adapters.matchers.mast3r.token_store import TokensOfRun, TokenStore
 from engine.dense_types import SeenDepth
 from engine.errors import InferenceError
 from engine.types import Features, Frame, FrameId, ImagePair, MatchRequest, PairMatches
@@ -83,6 +83,16 @@ class Device:
         return self.name.startswith("cuda")
 
 
+def open_token_store(config: Mast3rConfig, device: Device) -> TokenStore:
+    """An empty store with the configured limits."""
+    return TokenStore(
+        device=device.name,
+        dtype=device.dtype,
+        device_limit_bytes=config.device_cache_mb * _BYTES_PER_MB,
+        host_limit_bytes=config.host_cache_mb * _BYTES_PER_MB,
+    )
+
+
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether an error says that the device, or the processor beside it, has no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(
@@ -102,6 +112,7 @@ class Mast3rMatcher:
         device: where it does so.
         places: gets each keyframe's tokens; None: nothing does.
         is_metric: whether the network's points are in metres.
+        tokens: where encoded keyframes are kept; None: in a store of its own.
     """
 
     def __init__(
@@ -113,6 +124,7 @@ class Mast3rMatcher:
         device: Device,
         places: TokenPlaceIndex | None,
         is_metric: bool,
+        tokens: TokensOfRun | None = None,
     ) -> None:
         self._config = config
         self._dense = dense
@@ -121,12 +133,7 @@ class Mast3rMatcher:
         self._places = places
         self._is_metric = is_metric
         self._images: dict[FrameId, ImageFrame] = {}
-        self._tokens = TokenStore(
-            device=device.name,
-            dtype=device.dtype,
-            device_limit_bytes=config.device_cache_mb * _BYTES_PER_MB,
-            host_limit_bytes=config.host_cache_mb * _BYTES_PER_MB,
-        )
+        self._tokens = open_token_store(config, device) if tokens is None else tokens
         self._batch_pairs = config.batch_pairs
         self._inference = Lock()
 

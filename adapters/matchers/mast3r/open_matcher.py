@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,15 +15,22 @@ import torch
 
 from adapters.matchers.mast3r.architecture import NetworkShape
 from adapters.matchers.mast3r.checkpoint import is_named_metric, load_checkpoint
-from adapters.matchers.mast3r.matcher import Device, Mast3rMatcher, is_out_of_memory
+from adapters.matchers.mast3r.matcher import (
+    Device,
+    Mast3rMatcher,
+    is_out_of_memory,
+    open_token_store,
+)
 from adapters.matchers.mast3r.network import Mast3rNetwork
 from adapters.matchers.mast3r.retrieval import AsmkPlaceIndex, PooledPlaceIndex
 from adapters.matchers.mast3r.retrieval_checkpoint import load_retrieval
 from adapters.matchers.mast3r.second import Mast3rSecond, gpu_budget
+from adapters.matchers.mast3r.token_store import TokensOfRun
 from adapters.matchers.mast3r.upstream import UpstreamNetwork, load_upstream
 from adapters.matchers.mast3r.weights import WEIGHTS_LICENCE, download_command
 from engine.config import DenseMatchingConfig, Mast3rConfig, SecondMatcherConfig
 from engine.errors import ConfigError
+from engine.types import FrameId
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +67,24 @@ def mast3r_opener(
 ) -> Callable[[], Mast3rMatcher]:
     """Loads the weights once for several matchers, which recognize no places.
 
+    The limits of memory for encoded keyframes hold for all matchers together.
+
     Raises:
         ConfigError: as `open_mast3r`.
     """
     device = choose_device(config)
     network, is_metric = _network_on(device, config)
     device = replace(device, dtype=network.dtype)
+    store = open_token_store(config, device)
+    numbers, gone = itertools.count(), deque[set[FrameId]]()
     return lambda: Mast3rMatcher(
-        config, dense=dense, network=network, device=device, places=None, is_metric=is_metric
+        config,
+        dense=dense,
+        network=network,
+        device=device,
+        places=None,
+        is_metric=is_metric,
+        tokens=TokensOfRun(store, number=next(numbers), gone=gone),
     )
 
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -24,6 +24,8 @@ from engine.errors import InferenceError
 from engine.types import FrameId
 
 logger = logging.getLogger(__name__)
+
+_FRAME_ID_BITS = 40  # more than any run has frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +261,47 @@ class TokenStore:
         file = self._files.pop(frame_id, None)
         if file is not None:
             file.path.unlink(missing_ok=True)
+
+
+class TokensOfRun:
+    """The tokens of one run in a store that several runs share, whose frame ids may be the same.
+
+    They are discarded some time after this is garbage-collected: when another run puts tokens.
+
+    Args:
+        store: of all runs; its limits hold for them together.
+        number: of the run, another one for each.
+        gone: the frame ids in the store of runs that are gone; one for a store.
+    """
+
+    def __init__(self, store: TokenStore, *, number: int, gone: deque[set[FrameId]]) -> None:
+        self._store = store
+        self._first = number << _FRAME_ID_BITS
+        self._gone = gone
+        self._ids: set[FrameId] = set()
+        # Discarding takes a lock, which may be held where garbage is collected.
+        weakref.finalize(self, gone.append, self._ids)
+
+    def put(self, frame_id: FrameId, tokens: Tensor) -> None:
+        """As `TokenStore.put`."""
+        while self._gone:
+            for old_id in self._gone.popleft():
+                self._store.discard(old_id)
+        own_id = self._own(frame_id)
+        self._ids.add(own_id)
+        self._store.put(own_id, tokens)
+
+    def get(self, frame_ids: Sequence[FrameId]) -> list[Tensor]:
+        """As `TokenStore.get`."""
+        return self._store.get([self._own(frame_id) for frame_id in frame_ids])
+
+    def discard(self, frame_id: FrameId) -> None:
+        """As `TokenStore.discard`."""
+        self._store.discard(self._own(frame_id))
+        self._ids.discard(self._own(frame_id))
+
+    def _own(self, frame_id: FrameId) -> FrameId:
+        return FrameId(self._first + frame_id)
 
 
 def _nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.matchers.mast3r.token_store import TokenStore
+from adapters.matchers.mast3r.token_store import TokensOfRun, TokenStore
 from engine.errors import InferenceError
 from engine.types import FrameId
 
@@ -332,3 +333,35 @@ def test_on_a_gpu_all_tiers_deliver_to_the_device(tmp_path: Path) -> None:
     assert all(got.is_cuda for got in delivered)
     assert all(torch.equal(got.cpu(), tokens_of(k)) for k, got in enumerate(delivered, start=1))
     assert device_bytes(store) == 2 * ENTRY_BYTES
+
+
+def test_runs_that_share_a_store_have_their_own_tokens_and_its_limit_together() -> None:
+    store = TokenStore(device="cpu", dtype=torch.float32, device_limit_bytes=0, host_limit_bytes=64)
+    gone: deque[set[FrameId]] = deque()
+    first, second = (TokensOfRun(store, number=number, gone=gone) for number in range(2))
+    for frame_id in (1, 2):
+        for run, value in ((first, 1.0), (second, 2.0)):
+            run.put(FrameId(frame_id), torch.full((2, 4), value + frame_id))
+    assert store._host.num_bytes <= 64  # two of four
+    for frame_id in (1, 2):
+        (own,) = first.get([FrameId(frame_id)])
+        (other,) = second.get([FrameId(frame_id)])
+        assert (float(own[0, 0]), float(other[0, 0])) == (1.0 + frame_id, 2.0 + frame_id)
+    first.discard(FrameId(1))
+    with pytest.raises(KeyError):
+        first.get([FrameId(1)])
+    second.get([FrameId(1)])
+
+
+def test_tokens_of_a_run_that_is_gone_are_discarded_when_another_puts_some() -> None:
+    store = TokenStore(device="cpu", dtype=torch.float32, device_limit_bytes=0, host_limit_bytes=64)
+    gone: deque[set[FrameId]] = deque()
+    runs = [TokensOfRun(store, number=number, gone=gone) for number in range(2)]
+    for tokens in runs:
+        tokens.put(FrameId(1), torch.zeros(2, 4))
+    del tokens
+    runs.pop(0)
+    gc.collect()
+    runs[0].put(FrameId(2), torch.zeros(2, 4))
+    assert len(store._host.oldest_first()) == 2
+    assert not gone
