@@ -2,7 +2,8 @@
 
 A run is a process of its own. What is done already is not done again: a run that has ended is left
 as it is, and one that was cut off goes on. Where a batch is stopped, its run stops and saves its
-map; on a cluster runs are killed, and go on from what they had written.
+map; on a cluster runs are killed, and go on from what they had written. A run ends with the process
+that started it, so that whoever goes on with it finds the folder free.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapters.bound_process import bound_to_this_process
 from adapters.install_advice import missing_package
 from adapters.remote.connecting import connect
 from engine.errors import ConfigError
@@ -166,7 +168,7 @@ def make_run(run: BatchRun) -> tuple[int, str]:
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "adapters.cli", *run.command],
+            bound_to_this_process([sys.executable, "-m", "adapters.cli", *run.command]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -10,11 +10,11 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from adapters.bound_process import bound_to_this_process
 from adapters.sources.streams.patience import Patience, StreamError
 from adapters.sources.streams.stream_address import StreamAddress, Way
 from engine.errors import SourceError
@@ -28,20 +28,6 @@ _NEEDED = (
     f"neither FFmpeg as PyAV brings it nor a program {_PROGRAM} on PATH knows SRT; Debian's and"
     " Homebrew's package ffmpeg does (apt install ffmpeg, brew install ffmpeg)"
 )
-
-# Python that becomes the program after it asked Linux to end it with the thread that started it,
-# see prctl(2): also where this process is killed. A function that runs between fork and exec would
-# not be safe, because this process has threads.
-_BECOME_BOUND = """
-import os, sys
-try:
-    import ctypes
-    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
-except (ImportError, OSError, AttributeError):
-    pass
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 def choose_srt(address: StreamAddress) -> StreamAddress:
@@ -95,13 +81,6 @@ def _program_knows_srt() -> bool:
     return b"srt" in listed.stdout.partition(b"Output:")[0].split()
 
 
-def _bound_to_us(path: str) -> list[str]:
-    """A command that runs a program which does not outlive this thread, as far as that is known."""
-    if sys.platform != "linux" or not sys.executable:
-        return [path]
-    return [sys.executable, "-I", "-S", "-c", _BECOME_BOUND, str(os.getpid()), path]
-
-
 class SrtProgram:
     """The program, and its output (MPEG-TS) as a file that PyAV reads. Ends with the context."""
 
@@ -126,7 +105,7 @@ class SrtProgram:
         quoted = self._address.url.replace("'", "'\\''")
         script = f"ffconcat version 1.0\nfile '{quoted}'\n".encode()
         self._process = subprocess.Popen(
-            [*_bound_to_us(shutil.which(_PROGRAM) or _PROGRAM), "-hide_banner"]
+            [*bound_to_this_process([shutil.which(_PROGRAM) or _PROGRAM]), "-hide_banner"]
             + ["-loglevel", "quiet"]
             + ["-protocol_whitelist", "pipe,fd,srt,udp", "-f", "concat", "-safe", "0"]
             + ["-i", "pipe:0", "-map", "0:v:0", "-codec", "copy", "-flush_packets", "1"]
