@@ -151,7 +151,11 @@ def _write(path: Path, batches: Iterator[_Batch], grid: _Grid) -> int:
     header = _header(grid)
     num_left_out = 0
     try:
-        with laspy.open(path, mode="w", header=header) as file:
+        # A file of ours: laspy does not close its own where the disk is full.
+        with (
+            path.open("w+b") as opened,
+            laspy.open(opened, mode="w", header=header, closefd=False) as file,
+        ):
             for xyz, colors, classes in batches:
                 coordinates = grid.coordinates(xyz)
                 with np.errstate(invalid="ignore"):
