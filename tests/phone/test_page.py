@@ -225,7 +225,8 @@ async def story_without_websockets(folder: Path, clip: Path) -> None:
         await heard.server.stop()
         await tab.until("!document.querySelector('#cover').hidden")
         assert "The run has ended" in await tab.evaluate("document.body.innerText")
-        assert tab.complaints == []
+        refused = [one for one in tab.complaints if "ERR_CONNECTION_REFUSED" in one]
+        assert tab.complaints == refused, "frames on their way when the server stopped"
 
 
 @pytest.mark.slow
