@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SHOW_CURSOR = "\x1b[?25h"
-_FREEZE_EVERY_S = 30.0
+_FREEZE_EVERY_S = 30.0  # what is long-lived is left out of garbage collections
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +192,8 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
 async def _run(engine: Engine) -> RunOutcome:
     """Runs it, with what has become long-lived left out of garbage collections.
 
-    A full collection holds the interpreter lock while it looks at every object of the map: 0.06 s
-    at 40 keyframes, several times that at 1,000. What maps hold goes by its reference counts.
+    A full collection holds the interpreter lock while it looks at every object there is: 0.06 s at
+    40 keyframes, and more the larger the map. What maps hold goes by its reference counts.
     """
     freezing = asyncio.create_task(_freeze_again_and_again())
     try:
