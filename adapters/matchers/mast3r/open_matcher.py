@@ -51,11 +51,9 @@ def open_mast3r(
             "matching.matcher=mast3r needs its weights: --set mast3r.checkpoint=PATH; "
             f"to get them: {download_command()} ({WEIGHTS_LICENCE})"
         )
-    device = choose_device(config)
-    network, is_metric = _network_on(device, config)
+    network, device, is_metric = _network_on_device(config)
     with _room_on(device, config):
         places = _open_places(config, device, token_dim=network.shape.encoder_dim)
-    device = replace(device, dtype=network.dtype)  # upstream's runs in float32 whatever is asked
     matcher = Mast3rMatcher(
         config, dense=dense, network=network, device=device, places=places, is_metric=is_metric
     )
@@ -72,9 +70,7 @@ def mast3r_opener(
     Raises:
         ConfigError: as `open_mast3r`.
     """
-    device = choose_device(config)
-    network, is_metric = _network_on(device, config)
-    device = replace(device, dtype=network.dtype)
+    network, device, is_metric = _network_on_device(config)
     store = open_token_store(config, device)
     numbers, gone = itertools.count(), deque[set[FrameId]]()
     return lambda: Mast3rMatcher(
@@ -101,9 +97,7 @@ def open_mast3r_second(
             "matching.second=mast3r needs its weights: --set mast3r.checkpoint=PATH; "
             f"to get them: {download_command()} ({WEIGHTS_LICENCE})"
         )
-    device = choose_device(config)
-    network, is_metric = _network_on(device, config)
-    device = replace(device, dtype=network.dtype)
+    network, device, is_metric = _network_on_device(config)
     if device.is_cuda:
         config = within_budget(config, network.shape, network.dtype, second=second, dense=dense)
     return Mast3rSecond(
@@ -151,14 +145,16 @@ def within_budget(
     return config.model_copy(update={"device_cache_mb": budget.cache // 1_000_000})
 
 
-def _network_on(
-    device: Device, config: Mast3rConfig
-) -> tuple[Mast3rNetwork | UpstreamNetwork, bool]:
-    """The network on its device, and whether its points are metric."""
+def _network_on_device(
+    config: Mast3rConfig,
+) -> tuple[Mast3rNetwork | UpstreamNetwork, Device, bool]:
+    """The network, its device with the type of numbers it has, and whether points are metric."""
+    device = choose_device(config)
     with _room_on(device, config):
-        loaded = _load_network(config, device)
+        network, is_metric = _load_network(config, device)
     logger.warning("MASt3R weights %s: %s", config.checkpoint, WEIGHTS_LICENCE)
-    return loaded
+    # Upstream's runs in float32 whatever is asked.
+    return network, replace(device, dtype=network.dtype), is_metric
 
 
 @contextmanager
