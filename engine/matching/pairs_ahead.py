@@ -74,6 +74,7 @@ class PairsAhead:
         """Takes which pairs of a keyframe were matched."""
         for keyframe in self._take_waiting(frame_id):
             self._add(keyframe)  # later ones are matched with it
+            self._evict()
         self._end(frame_id)
         if frame_id in self._places:
             camera_key, place = self._places[frame_id]
@@ -111,6 +112,7 @@ class PairsAhead:
             self._add(keyframe)
             self._begun.add(keyframe.frame_id)
             requests = [self._request(self._features[keyframe.frame_id], one) for one in partners]
+            self._evict()  # not before: the oldest may be a partner
             self._matcher.match_ahead(keyframe.frame_id, requests)
 
     def _partners(self, keyframe: Keyframe) -> list[FrameId]:
@@ -138,6 +140,8 @@ class PairsAhead:
         sequence.frame_ids.append(frame_id)
         self._features[frame_id] = keyframe.features.described()
         self._num_added += 1
+
+    def _evict(self) -> None:
         while len(self._features) > self._num_kept:
             self._largest.pop(self._features.popitem(last=False)[0], None)
 

@@ -115,6 +115,19 @@ def test_pairs_like_those_of_the_keyframe_matched_last_are_begun_with() -> None:
     assert matcher.partners(10) == set()
 
 
+def test_the_oldest_keyframe_whose_table_is_kept_may_be_a_partner() -> None:
+    matcher = Elsewhere(keyframes_ahead=64)
+    ahead = ahead_of(matcher)  # keeps the tables of twice four keyframes
+    ahead.keyframe_waits(keyframe(1, camera="another"))
+    for frame_id in range(2, 9):
+        ahead.keyframe_waits(keyframe(frame_id))
+    ahead.keyframe_matched(FrameId(8), [ImagePair.of(FrameId(1), FrameId(8))])
+    ahead.keyframe_waits(keyframe(9))
+    assert matcher.partners(9) == {8, 7, 5, 1}
+    ahead.keyframe_waits(keyframe(10))
+    assert 1 not in matcher.partners(10)
+
+
 def test_the_largest_keypoints_of_photos_are_begun_with() -> None:
     matcher = Elsewhere()
     ahead = ahead_of(matcher, num_largest=5)
