@@ -479,10 +479,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-mb", type=float, default=0.15, help="a keyframe")
     parser.add_argument("--show", action="store_true", help="figures of the run that is there")
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run, too
     work: Path = arguments.work
     if not arguments.show:
-        soak(arguments)
+        former = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run, too
+        try:
+            soak(arguments)
+        finally:
+            signal.signal(signal.SIGTERM, former)
     samples = read_samples(work / FIGURES)
     warm_up = arguments.warm_up
     if warm_up is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import os
 import sys
 from pathlib import Path
@@ -136,7 +137,9 @@ def test_frames_are_the_same_every_time_and_differ_along_the_flight(soak: Module
 @pytest.mark.slow
 def test_a_short_run_gives_figures(soak: ModuleType, tmp_path: Path) -> None:
     arguments = ["--keyframes", "24", "--every", "1", "--work", str(tmp_path)]
+    former = signal.getsignal(signal.SIGTERM)
     soak.main([*arguments, "--features", "300", "--max-mb", "10"])
+    assert signal.getsignal(signal.SIGTERM) is former
     samples = soak.read_samples(tmp_path / soak.FIGURES)
     assert 15 <= samples[-1].num_keyframes <= 40
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

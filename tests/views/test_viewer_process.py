@@ -29,7 +29,10 @@ def viewer_of(path: Path) -> psutil.Process:
 
 
 def has_ended(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_a_viewer_runs_until_it_is_stopped(tmp_path: Path) -> None:
