@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import signal
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
