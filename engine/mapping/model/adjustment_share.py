@@ -23,6 +23,7 @@ _WHOLE_UNTIL = 100_000  # observations; a map of fewer is adjusted whole
 _GRID = (8, 6)  # columns and rows of an image; each of its cells keeps a point, if it has one
 _MIN_SHARED = 5  # points that two keyframes keep, or all that they share
 _MIN_OF_KEYFRAME = 50  # observations that each keyframe keeps, or all that it has
+_MIN_OF_MAP = 50_000  # the same of all keyframes: few of many points give their calibration, too
 _CHUNK = 100_000  # observations whose points are refined at once
 
 
@@ -142,8 +143,9 @@ class _Tracks:
             is_kept[points[order[longest[is_empty]]]] = True
         for idx in range(len(self._points)):
             self._hold_neighbors(idx, is_kept)
+        least = max(_MIN_OF_KEYFRAME, _MIN_OF_MAP // len(self._points))
         for points in self._points:
-            num_more = _MIN_OF_KEYFRAME - int(is_kept[points].sum())
+            num_more = least - int(is_kept[points].sum())
             if num_more > 0:
                 others = points[~is_kept[points]]
                 is_kept[others[self._longest_first(others)[:num_more]]] = True

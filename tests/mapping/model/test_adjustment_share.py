@@ -54,6 +54,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adjustment_share, "_GRID", GRID)
     monkeypatch.setattr(adjustment_share, "_MIN_SHARED", MIN_SHARED)
     monkeypatch.setattr(adjustment_share, "_MIN_OF_KEYFRAME", 0)
+    monkeypatch.setattr(adjustment_share, "_MIN_OF_MAP", 0)
 
 
 def drift(sparse_map: SparseMap) -> None:
@@ -93,18 +94,19 @@ def test_each_part_of_each_image_keeps_a_point_where_it_has_one(world: Synthetic
         assert 0 < np.count_nonzero(is_kept) < np.count_nonzero(ids >= 0)
 
 
+@pytest.mark.parametrize(
+    ("bound", "least"), [("_MIN_OF_KEYFRAME", 60), ("_MIN_OF_MAP", 60 * NUM_FRAMES)]
+)
 def test_each_keyframe_keeps_enough_to_be_held_or_all_that_it_has(
-    world: SyntheticWorld, monkeypatch: pytest.MonkeyPatch
+    world: SyntheticWorld, monkeypatch: pytest.MonkeyPatch, bound: str, least: int
 ) -> None:
     monkeypatch.setattr(adjustment_share, "_GRID", (1, 1))
     monkeypatch.setattr(adjustment_share, "_MIN_SHARED", 0)
     sparse_map = grown_map(world)
-    least = len(
-        observed(adjusted(sparse_map).reduced().reconstruction, sparse_map.registered_ids[0])
-    )
-    monkeypatch.setattr(adjustment_share, "_MIN_OF_KEYFRAME", 60)
+    first = sparse_map.registered_ids[0]
+    assert len(observed(adjusted(sparse_map).reduced().reconstruction, first)) < 40
+    monkeypatch.setattr(adjustment_share, bound, least)
     share = adjusted(sparse_map).reduced().reconstruction
-    assert least < 40
     for frame_id in sparse_map.registered_ids:
         has = int(np.count_nonzero(sparse_map.point3D_ids(frame_id) >= 0))
         assert len(observed(share, frame_id)) >= min(60, has)
