@@ -187,3 +187,20 @@ def test_a_source_that_does_not_exist_is_refused_without_loading_what_only_a_run
     assert answer["status"] == 2
     assert done.stderr.startswith(f"livesfm: {source.partition(':')[0]}: ")
     assert not {*SLOW_TO_LOAD, *OPTIONAL, *OF_RUNS} & set(answer["packages"])
+
+
+COMPRESSES = "import zlib; len(zlib.compress(bytes(100_000)))"
+
+
+@pytest.mark.parametrize("first", ["livesfm", "engine.mapping.mapper", "adapters.cli"])
+def test_what_compresses_still_works_once_pycolmap_is_loaded(first: str) -> None:
+    program = [sys.executable, "-W", "error", "-c", f"import {first}, pycolmap; {COMPRESSES}"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only the wheel for Linux exports its zlib")
+def test_pycolmap_that_was_imported_before_zlib_is_warned_of() -> None:
+    program = [sys.executable, "-c", "import pycolmap, livesfm"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "RuntimeWarning: pycolmap was imported before zlib" in done.stderr
