@@ -2,17 +2,19 @@
 
 All images that see a sparse point determine it, a pair of poses determines what is matched by it:
 what the two poses are off, or a rolling shutter bends, is a smooth shift of disparity and so of
-inverse depth.
+inverse depth. What lies far from all points around was matched wrongly.
 """
 
 from __future__ import annotations
+
+import math
 
 import cv2
 import numpy as np
 
 from engine.dense.rectification import Pinhole
 from engine.dense.robust_fit import robust_fit
-from engine.types import Float32Array, Float64Array, Int64Array
+from engine.types import BoolArray, Float32Array, Float64Array, Int64Array
 
 _MIN_POINTS = 40
 _MAX_CHANGE = 0.05  # of the depth at a point; what is further off was matched wrongly
@@ -21,6 +23,10 @@ _SLOPE_WEIGHT = 1.0  # of no growth over the image
 _SMOOTH_RATIO = 0.02  # of inverse depth between neighbouring pixels: more is a step
 _CLEAR_FACTOR = 1.5  # of errors: less may come from the points
 _MEDIAN_OF_NORMAL = 0.6745  # of absolute values, in standard deviations
+_CELL_PX = 16  # of the image, whose pixels are compared with the same points
+_NUM_NEAR, _LEAST_NEAR = 8, 4  # points of the map around a cell, and those that are close to it
+_CLOSE_RATIO = 0.125  # of the longer edge
+_BEYOND_RATIO = 0.15  # of inverse depth: what stands out more from all points around is doubtful
 
 
 def laid_onto_points(
@@ -74,6 +80,48 @@ def error_factor(
     off = np.abs(own * depth - 1.0)[known] / claimed[known]
     factor = float(np.median(off)) / _MEDIAN_OF_NORMAL
     return factor if factor > _CLEAR_FACTOR else 1.0
+
+
+def is_beyond_points(
+    inverse_depth: Float32Array, pinhole: Pinhole, points_in_keyframe: Float64Array
+) -> BoolArray:
+    """Where depth (H, W) is far nearer or farther than every sparse point around it in the image.
+
+    Furrows, tiles and fences match at a wrong period, over whole areas and alike from both sides.
+    Where few points are close, what is nearer than they may be a thing before them; holes in what
+    they lie on are rare.
+
+    Args:
+        inverse_depth: (H, W; 0: unknown) of the pixels of ``pinhole``.
+        pinhole: the camera of the depth map.
+        points_in_keyframe: (P, 3) before the camera.
+    """
+    places = pinhole.pixels_of(points_in_keyframe)
+    if len(places) < _MIN_POINTS:
+        return np.zeros(inverse_depth.shape, np.bool_)
+    num_lines, num_columns = (math.ceil(edge / _CELL_PX) for edge in inverse_depth.shape)
+    centers = (np.indices((num_lines, num_columns)).reshape(2, -1).T[:, ::-1] + 0.5) * _CELL_PX
+    off = centers[:, None] - places
+    squared_px = np.einsum("ijk,ijk->ij", off, off)
+    near = np.argpartition(squared_px, (_LEAST_NEAR - 1, _NUM_NEAR), axis=1)[:, :_NUM_NEAR]
+    around = (1.0 / points_in_keyframe[:, 2])[near].astype(np.float32)
+    radius_px = _CLOSE_RATIO * max(inverse_depth.shape)
+    last = np.take_along_axis(squared_px, near[:, [_LEAST_NEAR - 1]], axis=1)[:, 0]
+    is_close = last < radius_px**2
+    least = around.min(axis=1) * (1.0 - _BEYOND_RATIO)
+    most = np.where(is_close, around.max(axis=1) * (1.0 + _BEYOND_RATIO), np.inf)
+    low, high = (
+        _of_pixels(bound.reshape(num_lines, num_columns), inverse_depth.shape)
+        for bound in (least, most)
+    )
+    is_within = (inverse_depth >= low) & (inverse_depth <= high)
+    return np.asarray((inverse_depth > 0) & ~is_within)
+
+
+def _of_pixels(of_cells: Float64Array, shape: tuple[int, ...]) -> Float64Array:
+    """Each pixel's (H, W) of what cells have."""
+    pixels = np.repeat(np.repeat(of_cells, _CELL_PX, axis=0), _CELL_PX, axis=1)
+    return pixels[: shape[0], : shape[1]]
 
 
 def _at_points(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from engine.dense.alignment import error_factor, laid_onto_points
+from engine.dense.alignment import error_factor, is_beyond_points, laid_onto_points
 from engine.dense.matching import UNKNOWN, match_lines
 from engine.dense.neighbours import MIN_SHARED_POINTS, points_before, rank_neighbours
 from engine.dense.rectification import (
@@ -150,7 +150,7 @@ def _estimated(
         see = functools.partial(see_depth, view.frame_id)
         seen = _seen(ranked[: options.num_neighbours], own, pinhole, points, see)
         if seen:
-            return _outcome(view, seen, own, pinhole, how="as the matcher sees it with")
+            return _outcome(view, seen, own, pinhole, points, how="as the matcher sees it with")
     readable = _Readable(images)
     pairs = _pairs(view, points, available, pinhole, options=options, readable=readable)
     if not pairs:
@@ -168,7 +168,7 @@ def _estimated(
         )
         for pair in pairs
     }
-    return _outcome(view, measured, own, pinhole, how="by")
+    return _outcome(view, measured, own, pinhole, points, how="by")
 
 
 def _outcome(
@@ -176,11 +176,12 @@ def _outcome(
     measured: Mapping[DenseView, _Measured],
     own: WorkingImage,
     pinhole: Pinhole,
+    points: Float64Array,
     *,
     how: str,
 ) -> tuple[DepthStatus, str, DepthMap | None]:
     """What the depth by each neighbour gives."""
-    depth_map = _depth_map(view, measured, own, pinhole)
+    depth_map = _depth_map(view, measured, own, pinhole, points)
     share = float((depth_map.num_agreeing > 0).mean())
     summary = f"{share:.1%} of the pixels have a depth, {how} {len(measured)} neighbours"
     if share < _MIN_SHARE:
@@ -258,10 +259,13 @@ def _depth_map(
     measured: Mapping[DenseView, _Measured],
     own: WorkingImage,
     pinhole: Pinhole,
+    points: Float64Array,
 ) -> DepthMap:
     inverse_depth, error, agreeing = _combined(list(measured.values()))
     num_agreeing = np.bitwise_count(agreeing)
     known = (num_agreeing > 0) & _is_off_edges(inverse_depth, error)
+    # Another neighbour, at another baseline, would not agree with a wrong period.
+    known &= (num_agreeing > 1) | ~is_beyond_points(inverse_depth, pinhole, points)
     depth = np.zeros(inverse_depth.shape, np.float32)
     np.divide(1.0, inverse_depth, out=depth, where=known)
     return DepthMap(

@@ -89,7 +89,9 @@ _PRODUCT_TIMES = 10  # the time of a call that a step of writing products may ta
 _NOT_WRITTEN = "not_written"
 _FAILED = "failed"
 _LOST = "lost"  # it was made, and cannot be read any more
-_TRIED_AT_END = frozenset({DepthStatus.NO_IMAGE, DepthStatus.NO_NEIGHBOUR})
+_TRIED_AT_END = frozenset(
+    {DepthStatus.NO_IMAGE, DepthStatus.NO_NEIGHBOUR, DepthStatus.NOTHING_AGREES}
+)
 
 
 class LeftOut(StrEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.dense.alignment import error_factor, laid_onto_points
+from engine.dense.alignment import error_factor, is_beyond_points, laid_onto_points
 from engine.dense.rectification import Pinhole
 from engine.types import Float64Array
 from tests.support.depth_scenes import BOX, HEIGHT, PINHOLE, WALL, WIDTH, pose_at, render
@@ -63,3 +63,32 @@ def test_errors_are_claimed_as_large_as_they_are_at_the_points() -> None:
     assert error_factor(right, claimed, CAMERA, points(400)) == 1.0
     assert error_factor(off, claimed, CAMERA, points(30)) == 1.0
     assert error_factor(off, np.full_like(off, np.inf), CAMERA, points(400)) == 1.0
+
+
+def test_areas_that_lie_far_from_all_points_around_are_found_and_what_has_points_is_kept() -> None:
+    right = (1.0 / DEPTH).astype(np.float32)
+    is_beyond = is_beyond_points(right, CAMERA, points(400))
+    assert is_beyond.mean() < 0.01  # the box has points of its own; a corner of it has none
+    area = np.s_[0:30, 0:40]
+    for factor in (0.7, 1.5):
+        wrong = right.copy()
+        wrong[area] *= factor
+        is_beyond = is_beyond_points(wrong, CAMERA, points(400))
+        assert is_beyond[area].mean() > 0.9
+        is_beyond[area] = False
+        assert is_beyond.mean() < 0.01
+        assert not is_beyond_points(wrong, CAMERA, points(30)).any()
+    unknown = np.zeros_like(right)
+    assert not is_beyond_points(unknown, CAMERA, points(400)).any()
+
+
+def test_away_from_the_points_a_hole_is_doubtful_and_a_thing_in_front_is_not() -> None:
+    right = (1.0 / DEPTH).astype(np.float32)
+    sparse = points(1200)
+    sparse = sparse[CAMERA.pixels_of(sparse)[:, 0] > WIDTH - 40]
+    area = np.s_[:, :40]
+    for factor, is_doubtful in ((0.7, True), (1.5, False)):
+        wrong = right.copy()
+        wrong[area] *= factor
+        assert is_beyond_points(wrong, CAMERA, sparse)[area].all() == is_doubtful
+        assert is_beyond_points(wrong, CAMERA, sparse)[area].any() == is_doubtful
