@@ -506,6 +506,7 @@ def georeference(
     """Lays a finished run onto positions, or ground control, that came later."""
     with _errors_reported():
         from adapters.georeference import georeference as georeference_run
+        from adapters.georeference import survey
         from engine.output.run_format import check_readable
 
         control = _control(gcp, check, scale_bar)
@@ -523,11 +524,16 @@ def georeference(
                     settings=settings or [],
                 )
                 lines: Sequence[str] = (laid_out.words,)
+                doubts = laid_out.doubts
             else:
-                lines = _surveyed(run_folder, control, settings=settings or [])
+                surveyed = survey(run_folder, control, settings=settings or [])
+                lines, doubts = surveyed.lines, surveyed.doubts
             _renew_report(run_folder)
     for line in lines:
         typer.echo(line)
+    if doubts:
+        _say_if_doubted(run_folder)
+        raise typer.Exit(DOUBTED)
 
 
 @app.command()
@@ -869,27 +875,23 @@ def _control(
     return Control(file=gcp, checks=tuple(checks or ()), bar=scale_bar)
 
 
-def _surveyed(run_folder: Path, control: Control, *, settings: Sequence[str] = ()) -> Sequence[str]:
-    """Lays a run onto ground control; lines for people."""
-    from adapters.georeference import survey
-
-    return survey(run_folder, control, settings=settings).lines
-
-
 def _laid_out(outcome: RunOutcome, control: Control | None) -> tuple[RunOutcome, list[str]]:
     """The outcome of a run that was laid onto what it is for, and lines on why it could not be.
 
     Without ground control it is laid onto what it was laid onto after a former end, if it was.
     """
-    from adapters.georeference import lay_again
+    from adapters.georeference import lay_again, survey
     from engine.output.laid_onto import command_to_lay_again
+    from engine.types import Verdict
 
     command = command_to_lay_again(outcome.path)
     if control is None and not command:
         return outcome, []
     try:
         with native_log_captured():
-            lines = lay_again(outcome.path) if control is None else _surveyed(outcome.path, control)
+            lines = (
+                lay_again(outcome.path) if control is None else survey(outcome.path, control).lines
+            )
     except EngineError as error:
         if control is not None:
             return outcome, [f"not laid onto ground control: {error}"]
@@ -901,7 +903,8 @@ def _laid_out(outcome: RunOutcome, control: Control | None) -> tuple[RunOutcome,
         _say(line)
     _renew_report(outcome.path)
     summary = json.loads((outcome.path / "summary.json").read_text(encoding="utf-8"))
-    return replace(outcome, summary=summary), []
+    verdict = Verdict.from_record(summary.get("verdict") or {})  # with doubts about the place
+    return replace(outcome, summary=summary, verdict=verdict), []
 
 
 def _finish(

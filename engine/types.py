@@ -800,6 +800,27 @@ class Verdict:
             ],
         }
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Verdict:
+        """The verdict that such a record describes; of an empty one, good.
+
+        Raises:
+            KeyError: a reason lacks something.
+            ValueError: a level is none.
+        """
+        return cls(
+            level=VerdictLevel(record.get("level", VerdictLevel.GOOD)),
+            reasons=tuple(
+                VerdictReason(
+                    kind=one["kind"],
+                    level=VerdictLevel(one["level"]),
+                    sentence=one["sentence"],
+                    frame_ids=tuple(FrameId(i) for i in one.get("frame_ids", ())),
+                )
+                for one in record.get("reasons", ())
+            ),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostStretch:

@@ -16,14 +16,23 @@ from engine.errors import ConfigError
 from engine.estimators.marked_points import MarkedPoint, locate_marked_point
 from engine.events import ControlPointsUsed
 from engine.geo.control_points import ControlFit, PlacedPoint, lay_onto_control_points
-from engine.geo.georeference import sim3d_of
-from engine.geo.map_shift import MapShift, map_shift
-from engine.geometry import camera_center, compose_poses, transform_points
+from engine.geo.map_shift import MapShift
+from engine.geometry import camera_center
 from engine.mapping.stored_state import StoredModel
+from engine.output.former_place import FormerPlace, origin_record, place_by_positions
 from engine.output.georeferencing_later import Laid, refuse_unfinished, scale_words, write_laid
+from engine.output.placement_doubts import far_move, wrong_bars
 from engine.output.run_lock import RunLock
 from engine.output.snapshots import read_models
-from engine.types import METRES, ControlPoint, Float64Array, GpsFix, ImageMark, ScaleBar
+from engine.types import (
+    METRES,
+    ControlPoint,
+    Float64Array,
+    GpsFix,
+    ImageMark,
+    ScaleBar,
+    VerdictReason,
+)
 
 _MAX_NAMED = 8  # in a line
 _SUSPICIOUS = 3.0  # times the error that surveying and marking account for
@@ -35,6 +44,7 @@ class Surveyed:
 
     lines: tuple[str, ...]
     snapshot: Path
+    doubts: tuple[VerdictReason, ...] = ()  # about the place, now in the run's verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,58 +95,6 @@ class _Marks:
         return lines
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _ByPositions:
-    """Where positions had a map before control points moved it; kept, however often they do."""
-
-    origin: GpsFix
-    enu_from_map: Float64Array  # (3, 4) from the map's own frame and unit
-    now_from_map: Float64Array  # (3, 4) likewise, to where the newest snapshot has it
-    rmse_m: float
-
-    def shift_of(
-        self, centers: Float64Array, onto_from_now: Float64Array, *, onto: GpsFix
-    ) -> MapShift:
-        """How far control points have cameras (C, 3) of the newest snapshot from there."""
-        map_from_now = np.asarray(sim3d_of(self.now_from_map).inverse().matrix())
-        return map_shift(
-            transform_points(compose_poses(self.enu_from_map, map_from_now), centers),
-            transform_points(onto_from_now, centers),
-            origin_before=self.origin,
-            origin_after=onto,
-            rmse_m=self.rmse_m,
-        )
-
-    def as_record(self) -> dict[str, object]:
-        """The record in ``snapshot.json``, from which it is read again."""
-        return {
-            "origin": _origin_record(self.origin),
-            "enu_from_map": self.enu_from_map.tolist(),
-            "rmse_m": self.rmse_m,
-        }
-
-
-def _by_positions(model: StoredModel, former: Mapping[str, Any] | None) -> _ByPositions | None:
-    """Where positions had the first map; None: they never placed it.
-
-    Args:
-        model: the first map as the newest snapshot has it.
-        former: the ``georeference`` of that snapshot.
-    """
-    now = model.record.get("enu_from_map")
-    if former is None or now is None:
-        return None
-    place = {**former, "enu_from_map": now} if "gcp" not in former else former.get("by_positions")
-    if place is None:
-        return None
-    return _ByPositions(
-        origin=GpsFix(**place["origin"]),
-        enu_from_map=np.array(place["enu_from_map"], np.float64),
-        now_from_map=np.array(now, np.float64),
-        rmse_m=float(place["rmse_m"]),
-    )
-
-
 def survey_run(
     run: Path,
     points: Sequence[ControlPoint],
@@ -175,7 +133,7 @@ def survey_run(
             laid, lines = _laid_onto_points(
                 marks,
                 bars,
-                before=_by_positions(models[0], former),
+                before=place_by_positions(models[0], former),
                 was_in_metres=former is not None or _summary_of(run).get("unit") == METRES,
                 config=config,
             )
@@ -190,7 +148,7 @@ def survey_run(
     finally:
         lock.let_go()
     lines += [*marks.lines(), *([products] if products else []), f"written as {path}"]
-    return Surveyed(lines=tuple(lines), snapshot=path)
+    return Surveyed(lines=tuple(lines), snapshot=path, doubts=laid.doubts)
 
 
 def _marks_in(
@@ -257,7 +215,7 @@ def _laid_onto_points(
     marks: _Marks,
     bars: Sequence[ScaleBar],
     *,
-    before: _ByPositions | None,
+    before: FormerPlace | None,
     was_in_metres: bool,
     config: Config,
 ) -> tuple[Laid, list[str]]:
@@ -297,6 +255,7 @@ def _laid_onto_points(
             "unit": METRES,
             "metres_per_map_unit": 1.0,
         },
+        doubts=(*_doubts(shift), *wrong_bars(bar_records, rmse_m=fit.georeference.rmse_m)),
         event=ControlPointsUsed(
             num_control=int(fit.is_used.sum()),
             num_check=len(check_errors_m),
@@ -308,6 +267,16 @@ def _laid_onto_points(
     )
     lines = _lines(surveyed, fit, rejected, was_in_metres=was_in_metres)
     return laid, [*lines, *_shift_lines(shift, origin), *_bar_lines(bar_records)]
+
+
+def _doubts(shift: MapShift | None) -> tuple[VerdictReason, ...]:
+    return far_move(
+        shift,
+        by="control points",
+        from_where="positions",
+        likely="the first line of their file probably names another coordinate system than that of"
+        " its points (UTM zone, hemisphere, datum)",
+    )
 
 
 def _shift_record(shift: MapShift) -> dict[str, object]:
@@ -327,12 +296,7 @@ def _shift_lines(shift: MapShift | None, origin: GpsFix) -> list[str]:
             f" {origin.longitude_deg:.5f}"
         ]
     lines = [f"the cameras are {shift.words} from where positions had them"]
-    if shift.is_far:
-        lines.append(
-            "WARNING: positions are hardly that wrong: the first line of the file probably names"
-            " another coordinate system than that of its points (UTM zone, hemisphere, datum)"
-        )
-    elif shift.is_far_up:
+    if not shift.is_far and shift.is_far_up:
         lines.append(
             "heights of the file and of positions may be above different levels (the ellipsoid, the"
             " sea, the place of the start), or in different units"
@@ -350,7 +314,7 @@ def _record(
     found = fit.georeference
     control = [one.point.name for one in surveyed if not one.point.is_check]
     return {
-        "origin": _origin_record(found.origin),
+        "origin": origin_record(found.origin),
         "axes": "east, north, up in metres from the origin",
         "metres_per_map_unit": found.metres_per_map_unit,
         "num_positions": found.num_inliers,
@@ -371,14 +335,6 @@ def _record(
         ],
         "gcp_left_out": dict(marks.problems),
         "scale_bars": list(bar_records),
-    }
-
-
-def _origin_record(origin: GpsFix) -> dict[str, float | None]:
-    return {
-        "latitude_deg": origin.latitude_deg,
-        "longitude_deg": origin.longitude_deg,
-        "altitude_m": origin.altitude_m,
     }
 
 
@@ -488,6 +444,7 @@ def _compared(
         origin=GpsFix(**former["origin"]),
         georeference=former,
         summary={"georeference": {**summary, "scale_bars": records}},
+        doubts=wrong_bars(records, rmse_m=float(former["rmse_m"])),
     )
     return laid, ["the map has its unit from positions already", *_bar_lines(records)]
 

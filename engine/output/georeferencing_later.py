@@ -41,12 +41,14 @@ from engine.mapping.positions.georeferencing import Placement
 from engine.mapping.steps import MapCopy
 from engine.mapping.stored_state import StoredModel
 from engine.output.files import written_atomically
+from engine.output.former_place import BEFORE_POSITIONS, FormerPlace, place_before_positions
 from engine.output.laid_onto import LAID_ONTO, record_of
+from engine.output.placement_doubts import far_move, with_doubts
 from engine.output.products_again import FORMER_FRAME, has_products, make_products_again
 from engine.output.run_folder import trajectory_name
 from engine.output.run_lock import RunLock
 from engine.output.snapshots import next_sequence, read_models, write_snapshot
-from engine.types import METRES, Float64Array, FrameId, GpsFix, GpsReading
+from engine.types import METRES, Float64Array, FrameId, GpsFix, GpsReading, Verdict, VerdictReason
 
 _FRAME_HEAD = "# enu_from_map "  # of a trajectory: its frame, twelve numbers by rows
 
@@ -60,6 +62,7 @@ class LaidOut:
     snapshot: Path
     products: str  # what came of its products, in words; "": it has none
     was_in_metres: bool = False  # before it was laid out
+    doubts: tuple[VerdictReason, ...] = ()  # about the place, now in the run's verdict
 
     @property
     def words(self) -> str:
@@ -141,9 +144,10 @@ def georeference_run(
                 clock_offset_s = _offset_of(keyframes, track)
             fixes = _fixes_at(keyframes.times_s + clock_offset_s, track, config=config)
         placement = _placed(keyframes, fixes, config=config)
-        path, products = write_laid(
-            run, models, _laid(placement), config=config, arguments=arguments
-        )
+        former = json.loads((run / "latest" / "snapshot.json").read_bytes()).get("georeference")
+        before = place_before_positions(models[0], former)
+        laid = _laid(placement, before, centers=camera_center(keyframes.cam_from_map))
+        path, products = write_laid(run, models, laid, config=config, arguments=arguments)
     finally:
         lock.let_go()
     return LaidOut(
@@ -152,6 +156,7 @@ def georeference_run(
         snapshot=path,
         products=products,
         was_in_metres=was_in_metres,
+        doubts=laid.doubts,
     )
 
 
@@ -254,14 +259,26 @@ class Laid:
     georeference: Mapping[str, object] | None  # of snapshot.json
     summary: Mapping[str, object]  # what changes in summary.json
     event: Event | None = None  # appended to events.jsonl
+    doubts: tuple[VerdictReason, ...] = ()  # about the place, for the verdict
 
 
-def _laid(placement: Placement) -> Laid:
+def _laid(placement: Placement, before: FormerPlace | None, *, centers: Float64Array) -> Laid:
     found = placement.georeference
+    shift = None
+    if before is not None:
+        shift = before.shift_of(centers, found.enu_from_map, onto=found.origin)
+    doubts = far_move(
+        shift,
+        by="the positions",
+        from_where="those of before",
+        likely="they may be of another flight or day, or those of before were wrong",
+    )
+    kept = {BEFORE_POSITIONS: before.as_record()} if before is not None and doubts else {}
     return Laid(
         onto_from_former=found.enu_from_map,
         origin=found.origin,
-        georeference=placement.as_record(),
+        georeference={**placement.as_record(), **kept},
+        doubts=doubts,
         summary={
             "georeferenced": True,
             "georeference": placement.as_record(with_residuals=True),
@@ -305,10 +322,10 @@ def write_laid(
         beside = {
             **({} if arguments is None else {run / LAID_ONTO: record_of(arguments)}),
             **_trajectories(run, places),
-            **_summary(run / "summary.json", laid.summary, has_products=has_products(run)),
+            **_summary(run / "summary.json", laid, has_products=has_products(run)),
             **_events(run / "events.jsonl", laid.event),
         }
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise SnapshotError(f"{run}: a trajectory or summary.json is damaged: {error}") from error
     copies = []
     for model, place in zip(models, places, strict=True):
@@ -476,11 +493,13 @@ def _moved(line: str, enu_from_map: Float64Array) -> str:
     return " ".join([time, *(f"{number:.12g}" for number in numbers.tolist())])
 
 
-def _summary(path: Path, changes: Mapping[str, object], *, has_products: bool) -> dict[Path, bytes]:
+def _summary(path: Path, laid: Laid, *, has_products: bool) -> dict[Path, bytes]:
     """The ``summary.json`` with changes, where there is one; products are not moved yet."""
     if not path.is_file():
         return {}
-    record = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    record = {**json.loads(path.read_text(encoding="utf-8")), **laid.summary}
+    verdict = Verdict.from_record(record.get("verdict") or {})
+    record["verdict"] = with_doubts(verdict, laid.doubts).as_record()
     if has_products:
         record["dense"] = {**record.get("dense", {}), FORMER_FRAME: True}
     return {path: f"{json.dumps(record, indent=2)}\n".encode()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from engine.output.depth_store import DepthStore
 from engine.output.files import temporary_sibling, write_atomically
 from engine.output.ground_products import GroundProducts
 from engine.output.run_folder import PRODUCTS_FOLDER
-from engine.types import FrameId, GpsFix, Verdict, VerdictLevel, VerdictReason
+from engine.types import FrameId, GpsFix, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ def make_products_again(
         world = DenseWorld(
             poses=_poses_of(reconstruction),
             origin=origin,
-            verdict=_verdict_of(summary.get("verdict") or {}),
+            verdict=Verdict.from_record(summary.get("verdict") or {}),
         )
         written = _made(run, world, config)
         _write_dense_figures(run, written)
@@ -124,19 +123,6 @@ def _poses_of(reconstruction: pycolmap.Reconstruction) -> KeyframePoses:
         cam_from_world=np.array([image.cam_from_world().matrix() for image in images]),
         focal_px=np.array([first_param(cameras[image.camera_id].params) for image in images]),
         border_rays=np.array([rays[image.camera_id] for image in images]),
-    )
-
-
-def _verdict_of(record: Mapping[str, Any]) -> Verdict:
-    """The verdict that `Verdict.as_record` describes."""
-    return Verdict(
-        level=VerdictLevel(record.get("level", VerdictLevel.GOOD.value)),
-        reasons=tuple(
-            VerdictReason(
-                kind=one["kind"], level=VerdictLevel(one["level"]), sentence=one["sentence"]
-            )
-            for one in record.get("reasons", ())
-        ),
     )
 
 

@@ -132,6 +132,31 @@ def test_a_run_is_laid_onto_positions_by_the_names_of_its_keyframes(
 
 
 @pytest.mark.slow
+def test_positions_that_move_a_placed_map_far_make_it_doubtful_until_right_ones_come(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    right = write_csv(tmp_path / "p.csv", world)
+    assert not georeference(run, [right]).doubts  # the map had no place before
+    verdict = json.loads((run / "summary.json").read_text())["verdict"]
+    header, *rows = Path(right).read_text().splitlines()
+    cells = [row.split(",") for row in rows]
+    moved = [",".join([name, str(float(lat) + 0.05), *rest]) for name, lat, *rest in cells]
+    other = tmp_path / "other.csv"
+    other.write_text("\n".join([header, *moved]))
+    for _ in range(2):  # the same with the same positions again
+        (doubt,) = georeference(run, [str(other)]).doubts
+        assert "5.6 km horizontally" in doubt.sentence
+        record = json.loads((run / "summary.json").read_text())["verdict"]
+        assert record["level"] == "doubtful"
+    command = ["georeference", str(run), "--positions"]
+    said = CliRunner().invoke(cli.app, [*command, str(other)])
+    assert said.exit_code == cli.DOUBTED
+    assert "the map is doubtful: the positions put the cameras" in said.output
+    assert CliRunner().invoke(cli.app, [*command, right]).exit_code == 0
+    assert json.loads((run / "summary.json").read_text())["verdict"] == verdict
+
+
+@pytest.mark.slow
 def test_a_run_is_laid_onto_a_track_whose_clock_is_another(
     run: Path, world: SyntheticWorld, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from adapters import cli
 from adapters.georeference import Control, _with_frames, georeference, survey
-from adapters.launch import LaunchOptions
+from adapters.launch import LaunchOptions, write_report
 from adapters.run_files import read_model
 from adapters.views.view_mode import ViewMode
 from engine.errors import ConfigError
@@ -206,20 +206,25 @@ def test_control_points_in_a_wrong_zone_are_far_from_the_positions_and_right_one
     positions = tmp_path / "p.csv"
     positions.write_text("\n".join(["name,latitude,longitude,altitude", *rows]))
     georeference(run, [str(positions)])
+    before = summary_of(run)["verdict"]
     right = write_gcp(tmp_path / "right.txt", world)
     header, *marked = right.read_text().splitlines()
     cells = [row.split() for row in marked]
     moved = [" ".join([str(float(x) + 6.0), *rest]) for x, *rest in cells]
     wrong = tmp_path / "wrong.txt"
     wrong.write_text("\n".join([header, *moved]))
-    done = survey(run, Control(file=wrong))
-    assert any(line.startswith("WARNING: ") and "UTM zone" in line for line in done.lines)
+    (doubt,) = survey(run, Control(file=wrong)).doubts
+    assert "UTM zone" in doubt.sentence
+    verdict = summary_of(run)["verdict"]
+    assert (verdict["level"], verdict["reasons"][0]["sentence"]) == ("doubtful", doubt.sentence)
+    assert "Parts of this map may be wrong" in write_report(run).read_text()
     record = summary_of(run)["georeference"]["moved_from_positions"]
     assert record["is_far"]
     assert record["horizontal_m"] > 1e5
     done = survey(run, Control(file=right))  # positions are still what it is compared with
     (line,) = [line for line in done.lines if "from where positions had them" in line]
-    assert not any(line.startswith("WARNING: ") for line in done.lines), line
+    assert not done.doubts, line
+    assert summary_of(run)["verdict"] == before
     assert not summary_of(run)["georeference"]["moved_from_positions"]["is_far"]
 
 
@@ -421,13 +426,16 @@ def test_the_command_takes_positions_or_ground_control(
         assert "either --positions" in refused.output
     refused = CliRunner().invoke(cli.app, [*command, "--check", "G1"])
     assert "--check: names points of the file of --gcp" in refused.output
-    laid = CliRunner().invoke(
-        cli.app, [*command, "--gcp", file, "--check", "G2", "--scale-bar", "G1", "G5", "7"]
-    )
+    length_m = METRES_PER_UNIT * np.linalg.norm(ground(world)["G1"] - ground(world)["G5"])
+    command += ["--gcp", file, "--check", "G2", "--scale-bar", "G1", "G5"]
+    laid = CliRunner().invoke(cli.app, [*command, f"{length_m:.3f}"])
     assert laid.exit_code == 0, laid.output
     assert "map laid onto 5 control points" in laid.output
     assert "3 check points" in laid.output
     assert "scale bar G1 to G5" in laid.output
+    other = CliRunner().invoke(cli.app, [*command, f"{1.1 * length_m:.3f}"])
+    assert other.exit_code == cli.DOUBTED
+    assert "the map is doubtful: the scale bar from G1 to G5 is" in other.output
 
 
 def test_a_clock_offset_is_refused_beside_ground_control(tmp_path: Path) -> None:
