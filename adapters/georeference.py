@@ -310,6 +310,8 @@ def _one_each(
 
 
 def _refuse_other_than_finished(run: Path) -> None:
+    if not run.is_dir():
+        raise ConfigError(f"{run}: no such run folder")
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run}: there is no run here")
     refuse_running(run)

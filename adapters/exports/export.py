@@ -272,7 +272,11 @@ def _latest_of(run: Path) -> Path:
     try:
         return (run / "latest").resolve(strict=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
-        raise ConfigError(f"{run}: has no snapshot to export") from error
+        if not run.is_dir():
+            raise ConfigError(f"{run}: no such run folder") from error
+        is_lost = (run / "latest").is_symlink()
+        words = f"; its newest is lost: livesfm resume {run} writes it again" if is_lost else ""
+        raise ConfigError(f"{run}: has no snapshot to export{words}") from error
 
 
 def _left_out(job: ExportJob, snapshot: Path, others: Mapping[int, Path]) -> dict[int, int]:

@@ -294,8 +294,7 @@ def positions_section(record: RunRecord) -> Section | None:
         return Section(
             key="positions",
             title="Scale" if bars and not why else "Positions",
-            words=(f"The map is not on the globe although there are positions: {why}.",)
-            * bool(why),
+            words=(f"The map is not on the globe: {why}.",) * bool(why),
             tables=tuple(_scale_bars(bars)),
         )
     offsets = {} if place.gcp else _offsets(place)
@@ -530,6 +529,7 @@ def _ground_points(place: GeoreferenceRecord) -> Iterator[Table]:
         head=("point", "kind", "images", "error in images, px", "east", "north", "up", "distance"),
         rows=tuple(rows),
         note="Check points took no part in placing the map: theirs is its accuracy."
+        * any(one.is_check for one in points)
         + (f" {len(points) - 2 * _MAX_ROWS:,} more are in summary.json." * (len(points) > 40)),
         needs_map=True,
     )

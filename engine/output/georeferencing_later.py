@@ -171,7 +171,9 @@ def refuse_unfinished(run: Path, lock: RunLock) -> None:
             f"{run}: the run was interrupted and is unfinished; first end it: livesfm resume {run}"
         )
     if not (run / "latest" / "snapshot.json").is_file():
-        raise ConfigError(f"{run}: the run has no map")
+        is_lost = (run / "latest").is_symlink()
+        words = f", its newest snapshot is lost: livesfm resume {run} writes it again"
+        raise ConfigError(f"{run}: the run has no map{words if is_lost else ''}")
 
 
 def _keyframes_of(

@@ -103,6 +103,11 @@ _LOOK_PERIOD_S = 2.0  # between looks at the run folder and its disk
 _LOAD_PERIOD_S = 2.0  # between samples of the load
 _DROPPED = "a second signal came before its turn"
 _BROKEN_OFF = "the run broke off before its turn"
+_NO_POSITIONS = (
+    "no frame came with a position (what sends or edits photos often strips them), so that the"
+    " orthophoto is in map units and without north; livesfm georeference lays the map onto"
+    " positions or ground control that come later"
+)
 
 
 class StoppedBy(StrEnum):
@@ -479,8 +484,9 @@ class Engine:
             stopped_by=self._stopped_by,
             is_metric=self._config.matching.metric_scale == "apply",
         )
-        if self._lay_again and figures.placement is None:
-            why = (figures.not_georeferenced, _not_laid(self._lay_again))
+        if figures.placement is None:
+            laid_before = _not_laid(self._lay_again) if self._lay_again else ""
+            why = (self._why_no_place(figures), laid_before)
             summary["not_georeferenced"] = "; ".join(one for one in why if one)
         summary.update(
             failed_writes=self._recorder.num_failed_writes,
@@ -504,6 +510,13 @@ class Engine:
             num_hangs=self._faults.num_hangs,
             unopened=self._ingestion.unopened,
         )
+
+    def _why_no_place(self, figures: MapFigures) -> str:
+        """Why a map is not on the globe that is meant to be there; "": it is not meant to be."""
+        is_survey = self._config.dense.enabled and self._config.dense.orthophoto
+        if figures.not_georeferenced or self._lay_again or not is_survey or not figures.maps:
+            return figures.not_georeferenced
+        return _NO_POSITIONS
 
     # -- failures, signals and requests ---------------------------------------------------------
 

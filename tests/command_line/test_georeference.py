@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import json
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -129,6 +130,21 @@ def test_a_run_is_laid_onto_positions_by_the_names_of_its_keyframes(
     assert trajectory_errors_m(run, world).max() < 0.3
     (line,) = lay_again(run)  # once it went on
     assert line.startswith("map laid onto 16 positions")
+
+
+def test_a_lost_newest_snapshot_is_told_from_no_map(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    command = f"livesfm resume {run}"
+    shutil.rmtree((run / "latest").resolve())
+    with pytest.raises(ConfigError, match=f"its newest snapshot is lost: {re.escape(command)}"):
+        georeference(run, [write_csv(tmp_path / "p.csv", world)])
+    export = ["export", str(run), "--to", str(tmp_path / "out"), "--ply"]
+    said = CliRunner().invoke(cli.app, export)
+    assert said.exit_code == cli.REFUSED
+    assert command in said.output
+    said = CliRunner().invoke(cli.app, ["export", str(tmp_path / "none"), *export[2:]])
+    assert "none: no such run folder" in said.output
 
 
 @pytest.mark.slow
@@ -359,8 +375,10 @@ def test_a_run_that_goes_on_says_how_its_map_is_laid_again(
 
 def test_what_is_no_finished_run_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
     positions = ["p.csv"]
-    with pytest.raises(ConfigError, match="there is no run here"):
+    with pytest.raises(ConfigError, match="no such run folder"):
         georeference(tmp_path / "none", positions)
+    with pytest.raises(ConfigError, match="there is no run here"):
+        georeference(tmp_path, positions)
 
 
 @pytest.mark.slow

@@ -403,6 +403,7 @@ def test_an_orthophoto_that_fails_is_named_and_leaves_the_points(
 
     monkeypatch.setattr(dense_module, "write_ground", breaks)
     outcome, written = a_run(tmp_path / "run", "dense.orthophoto=true")
+    assert "no frame came with a position" in outcome.summary["not_georeferenced"]
     assert outcome.not_saved == ("products/: orthophoto, surface model or coverage",)
     assert written.of_kind("DenseMapWritten")[-1]["num_keyframes"] == NUM_FRAMES
     assert {one["detail"] for one in written.of_kind("FaultOccurred")} == {

@@ -132,6 +132,11 @@ def read_position_files(paths: Sequence[str]) -> NamedPositions:
     for path in paths:
         rows = list(_rows_of(Path(path)))
         found = {name: fix for name, fix in rows if fix is not None}
+        if rows and not found:
+            raise ConfigError(
+                f"{path}: no row has a latitude from -90 to 90 and a longitude from -180 to 180"
+                " degrees, other than 0, 0: are they swapped, or projected coordinates?"
+            )
         if not found:
             raise ConfigError(
                 f"{path}: holds no position of a named photo: a CSV with a header (name, latitude,"
@@ -151,8 +156,9 @@ def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | None]]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     if path.suffix.lower() in {".gpx", ".nmea", ".nma", ".srt"}:
         raise ConfigError(
-            f"{path}: is a track, which names no photos; livesfm georeference RUN --positions"
-            " lays a finished run onto it"
+            f"{path}: is a track, which names no photos: photos need a CSV with their names or a"
+            " geo.txt; a finished run of a video is laid onto a track by livesfm georeference RUN"
+            " --positions"
         )
     lines = [line for line in text_of_file(data).splitlines() if line]
     if not lines:

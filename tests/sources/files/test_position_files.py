@@ -100,7 +100,9 @@ def test_a_name_with_another_ending_fits_where_nothing_else_does(tmp_path: Path)
     [
         ("", "holds no position"),
         ("a,b,c\n1,2,3\n", "holds no position"),
-        ("name,lat,lon\na.jpg,0,0\n", "holds no position"),
+        ("name,lat,lon\na.jpg,0,0\n", "no row has a latitude"),
+        ("name,lat,lon\na.jpg,-91.99,42.1\nb.jpg,-91.98,42.1\n", "are they swapped"),
+        ("name,lat,lon\na.jpg,4660000,620000\n", "or projected coordinates"),
         ("name,x,y,z\na.jpg,12.5,47.5,3\n", "holds no position"),  # metres, perhaps
         ('name,lat,lon\n"a.jpg,1,1\nb.jpg,2,2\n', "is no CSV: line 3: unexpected end of data"),
         (f'name,lat,lon\n"a.jpg,1,1\n{"b.jpg,2,2" * 20_000}\n', "is no CSV: line 3: field larger"),
