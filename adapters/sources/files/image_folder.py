@@ -1,4 +1,4 @@
-"""A folder of photos, or one photo, as a source."""
+"""A folder of photos, a list of them, or one photo, as a source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from adapters.sources.files.photo_files import (
     possible_frame_names,
     printable,
 )
-from adapters.sources.files.photo_search import FoundImages, find_images
+from adapters.sources.files.photo_list import PhotoList
+from adapters.sources.files.photo_search import FoundImages, find_images, find_listed
 from adapters.sources.files.position_files import NamedPositions, PhotoPositions
 from engine.config import SourcesConfig
 from engine.errors import SourceError
@@ -49,12 +50,15 @@ class ImageFolder:
     hold masks or the same photos at a smaller size (``images_2``), it stands for that one alone.
     What is left out is reported first. Files are read when their turn comes.
 
+    Photos that are named one by one are taken as if they alone lay in the folder that holds all of
+    them, in the order of their names on the command line.
+
     Photos may have masks, see ``MaskFiles``.
     """
 
     def __init__(
         self,
-        path: Path,
+        photos: Path | PhotoList,
         *,
         config: SourcesConfig,
         next_frame_id: FrameIds,
@@ -65,7 +69,7 @@ class ImageFolder:
         """Lists the images.
 
         Args:
-            path: a folder, or one image file.
+            photos: a folder, one image file, or several.
             config: limits on what is taken.
             next_frame_id: gives out frame ids; called on the thread that decodes.
             single_camera_per_size: images of one subfolder, camera model, focal length and size
@@ -79,7 +83,10 @@ class ImageFolder:
         self._config = config
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
-        found = find_images(path)
+        if isinstance(photos, PhotoList):
+            found, path = find_listed(photos), photos.folder
+        else:
+            found, path = find_images(photos), photos
         self._root, self._files = found.root, found.files
         self._named = positions
         self._positions = self._positions_by_file(photos_beside)
