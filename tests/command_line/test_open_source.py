@@ -103,7 +103,7 @@ def test_photos_named_one_by_one_are_one_source_in_their_order(
     assert together[1] == video
     source = open_spec(together[0])
     assert (source.info.label, source.info.num_frames) == ("card/100APPLE", 3)
-    assert names_of(source) == ["IMG_2.JPG", "IMG_10.JPG", "IMG_1.jpg"]
+    assert names_of(source) == ["IMG_2.JPG", "IMG_10.JPG", "IMG_1.png.jpg"]
 
 
 def test_one_photo_alone_or_beside_other_sources_stays_as_it_is(tmp_path: Path) -> None:

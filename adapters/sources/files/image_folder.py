@@ -15,8 +15,8 @@ from adapters.sources.files.mask_files import MASKS_FOLDER, MaskFiles
 from adapters.sources.files.photo_files import (
     PhotoReader,
     is_jpeg,
+    known_frame_names,
     possible_frame_names,
-    printable,
 )
 from adapters.sources.files.photo_list import PhotoList
 from adapters.sources.files.photo_search import FoundImages, find_images, find_listed
@@ -116,8 +116,9 @@ class ImageFolder:
     def leave_out(self, taken: TakenFrames) -> list[str]:
         """Leaves out photos by their names; what is new in the folder comes behind."""
         positions = {name: position for position, name in self._frame_names.items()}
-        for position, file in enumerate(self._files):  # what could not be read has no frame's name
-            positions.setdefault(str(printable(file)), position)
+        for position, file in enumerate(self._files):
+            for name in known_frame_names(file):
+                positions.setdefault(name, position)
         found = {index: positions[name] for index, name in taken.names.items() if name in positions}
         self._indices = {i: i for i in self._indices if i not in set(found.values())}
         has_moved = any(index != position for index, position in found.items())
@@ -240,13 +241,16 @@ def _some_of(names: Sequence[str]) -> str:
 
 
 def _frame_names(files: Sequence[PurePosixPath]) -> dict[int, str]:
-    """A unique relative name for each file's keyframe image, by index; JPEG files choose first."""
+    """A relative name for each file's keyframe image, by index; JPEG files choose first.
+
+    They are unique whatever the case of letters.
+    """
     names: dict[int, str] = {}
     taken: set[str] = set()
     jpegs_first = sorted(range(len(files)), key=lambda index: not is_jpeg(files[index]))
     for index in jpegs_first:
         names[index] = next(
-            name for name in possible_frame_names(files[index]) if name not in taken
+            name for name in possible_frame_names(files[index]) if name.casefold() not in taken
         )
-        taken.add(names[index])
+        taken.add(names[index].casefold())
     return names
