@@ -34,7 +34,8 @@ import typer.core
 
 from adapters.exhaustion import exhaustion_in_words
 from adapters.native_log import native_log_captured
-from adapters.open_source import refuse_unknown_sources
+from adapters.open_source import photos_together, refuse_unknown_sources
+from adapters.sources.files.photo_list import photo_list_of
 from adapters.views.view_mode import ViewMode
 from engine.errors import (
     AdapterUnavailableError,
@@ -244,6 +245,7 @@ def run(
 
     with _errors_reported(), listening_early(source) as early:
         refuse_unknown_sources(source)
+        source = photos_together(source)
         control = _control(gcp, check, scale_bar)
         if control is not None:
             control.read()  # before the run, to see that it can be read
@@ -300,6 +302,7 @@ def resume(
 
         if source:
             refuse_unknown_sources(source)
+            source = photos_together(source)
             refuse_replays(source)
         _limit_library_threads()
         all_settings = [*(settings or []), *_mask_settings(mask), *_strict_settings(strict)]
@@ -824,6 +827,9 @@ def _default_out(source: str) -> Path:
     """runs/NAME; NAME is the last part of the source that says anything, without credentials."""
     from engine.output.run_folder import unique_run_path
 
+    photos = photo_list_of(source)
+    if photos is not None:
+        source = str(photos.folder)
     if not os.path.exists(source):
         name = _name_of_address(source)
     else:

@@ -19,6 +19,7 @@ from adapters.exhaustion import provide_descriptors
 from adapters.install_advice import missing_package
 from adapters.native_log import handlers_writing_to, native_log_captured
 from adapters.profiling import Profile, profiled
+from adapters.sources.files.photo_list import photo_list_of
 from adapters.start_signals import StartSignals, start_signals
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, dump_config
@@ -220,9 +221,16 @@ def refuse_own_input(options: LaunchOptions) -> None:
         return
     target = options.path.resolve()
     for spec in options.sources:
-        path = spec if os.path.exists(spec) else spec.removeprefix("watch:")
-        if os.path.exists(path) and Path(path).resolve().is_relative_to(target):
-            raise ConfigError(f"{spec}: lies in the run folder that would be replaced")
+        for path in _paths_of(spec):
+            if path.exists() and path.resolve().is_relative_to(target):
+                raise ConfigError(f"{path}: lies in the run folder that would be replaced")
+
+
+def _paths_of(spec: str) -> list[Path]:
+    """What a source is read from, where it is files."""
+    if (photos := photo_list_of(spec)) is not None:
+        return photos.paths
+    return [Path(spec if os.path.exists(spec) else spec.removeprefix("watch:"))]
 
 
 def count_frame_ids(first: int = 1) -> FrameIds:
@@ -571,8 +579,7 @@ def _open_sources(
                 )
             )
         except SourceError as error:
-            # What is no path may hold a password.
-            label = spec if os.path.exists(spec) else spec.partition(":")[0]
+            label = _label_of(spec)
             info = SourceInfo(label=label, is_live=False, is_sequence=True, num_frames=0)
             sources.append(_RefusedSource(info=info, error=error))
             refused.append(error)
@@ -581,6 +588,11 @@ def _open_sources(
     if refused and len(refused) == len(specs):
         raise ConfigError("; ".join(map(str, refused))) from refused[0]
     return sources
+
+
+def _label_of(spec: str) -> str:
+    """What a source that is not opened is called: what is no path may hold a password."""
+    return spec if os.path.exists(spec) else spec.partition(":")[0]
 
 
 def _refuse_misfits(calibrations: CalibrationsByCamera, sources: Sequence[Source]) -> None:

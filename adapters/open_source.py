@@ -6,13 +6,15 @@ What a kind of source needs is imported when one is opened: a wrong name is refu
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from adapters.sources.files.photo_list import PhotoList, photo_list_of
 from adapters.sources.streams.stream_address import STREAM_SCHEMES
 from engine.errors import ConfigError, SourceError
 
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _OTHER_SCHEMES = frozenset({"watch", "mqtt", "mqtts", "phone", "replay"})
 _KINDS = (
-    "a folder of images, an image file, a video file, a ROS recording, or synthetic:town; live:"
+    "a folder of images, image files, a video file, a ROS recording, or synthetic:town; live:"
     " rtsp:// rtmp:// http:// (MJPEG, snapshots, HLS, video) srt:// udp:// camera:N watch:FOLDER"
     " mqtt://BROKER/TOPIC phone://HOST:PORT"
 )
@@ -48,6 +50,39 @@ def refuse_unknown_sources(specs: Sequence[str]) -> None:
         raise ConfigError(str(unknown[0])) from unknown[0]
 
 
+def photos_together(specs: Sequence[str]) -> list[str]:
+    """Sources in which all photos that are named one by one are one source.
+
+    It has the place of the first of them. What cameras write beside photos goes with them, to be
+    left out and counted there. One photo alone stays as it is.
+    """
+    from adapters.sources.files.photo_search import is_beside_photos, is_photo_name
+
+    files = [spec for spec in specs if os.path.isfile(spec)]
+    if len([file for file in files if is_photo_name(file)]) < 2:
+        return list(specs)
+    named = [file for file in files if is_photo_name(file) or is_beside_photos(file)]
+    first = specs.index(named[0])
+    others = set(specs) - set(named)
+    return [
+        *(spec for spec in specs[:first] if spec in others),
+        _list_of(named).address,
+        *(spec for spec in specs[first:] if spec in others),
+    ]
+
+
+def _list_of(paths: Sequence[str]) -> PhotoList:
+    absolute = [os.path.abspath(path) for path in paths]
+    folder = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    files = dict.fromkeys(PurePosixPath(os.path.relpath(path, folder)) for path in absolute)
+    is_relative = not any(map(os.path.isabs, paths))
+    return PhotoList(
+        folder=Path(os.path.relpath(folder) if is_relative else folder),
+        files=tuple(files),
+        num_repeated=len(paths) - len(files),
+    )
+
+
 def open_source(
     spec: str,
     *,
@@ -59,9 +94,9 @@ def open_source(
     """Opens the source that ``spec`` names.
 
     Args:
-        spec: a path; ``synthetic:town`` with options as in ``synthetic:town?seed=1``;
-            ``watch:FOLDER``; ``camera:N``; or the address of a stream, broker or phone page. A path
-            that exists wins over a scheme of the same name.
+        spec: a path; the address of a ``PhotoList``; ``synthetic:town`` with options as in
+            ``synthetic:town?seed=1``; ``watch:FOLDER``; ``camera:N``; or the address of a stream,
+            broker or phone page. A path that exists wins over a scheme of the same name.
         config: the resolved configuration.
         next_frame_id: the run's counter of frame ids.
         beside: the other sources of the run, for which files of positions may be too.
@@ -72,6 +107,8 @@ def open_source(
         ConfigError: the configuration does not go with this source.
         SourceError: there is no such source, or it cannot be read.
     """
+    if (photos := photo_list_of(spec)) is not None:
+        return _open_photos(photos, config=config, next_frame_id=next_frame_id, beside=beside)
     path = Path(spec)
     if _exists(path):
         return _open_path(path, config=config, next_frame_id=next_frame_id, beside=beside)
@@ -152,18 +189,7 @@ def _open_path(
 
         return RosBag(path, config=config.sources, next_frame_id=next_frame_id)
     if kind is _Kind.PHOTOS:
-        from adapters.sources.files.image_folder import ImageFolder
-        from adapters.sources.files.position_files import is_subtitles, read_position_files
-
-        files = [one for one in config.telemetry.positions if not is_subtitles(one)]
-        return ImageFolder(
-            path,
-            config=config.sources,
-            next_frame_id=next_frame_id,
-            single_camera_per_size=config.cameras.single_camera_per_size,
-            positions=read_position_files(files) if files else None,
-            photos_beside=_photos_of(beside) if files else (),
-        )
+        return _open_photos(path, config=config, next_frame_id=next_frame_id, beside=beside)
     from adapters.sources.files.video_file import VideoFile
 
     return VideoFile(
@@ -171,6 +197,23 @@ def _open_path(
         config=config.sources,
         next_frame_id=next_frame_id,
         telemetry=_telemetry_of(path, config.telemetry, beside=beside),
+    )
+
+
+def _open_photos(
+    photos: Path | PhotoList, *, config: Config, next_frame_id: FrameIds, beside: Sequence[str]
+) -> Source:
+    from adapters.sources.files.image_folder import ImageFolder
+    from adapters.sources.files.position_files import is_subtitles, read_position_files
+
+    files = [one for one in config.telemetry.positions if not is_subtitles(one)]
+    return ImageFolder(
+        photos,
+        config=config.sources,
+        next_frame_id=next_frame_id,
+        single_camera_per_size=config.cameras.single_camera_per_size,
+        positions=read_position_files(files) if files else None,
+        photos_beside=_photos_of(beside) if files else (),
     )
 
 
@@ -208,10 +251,20 @@ def _photos_of(specs: Sequence[str]) -> Iterator[Path]:
     """The photos of those sources that are photos."""
     from adapters.sources.files.photo_search import find_images
 
+    for photos in _photo_lists(specs):
+        yield from photos.paths
     for path in _paths_of(_Kind.PHOTOS, specs):
         with suppress(SourceError):  # it is reported when the source is opened
             found = find_images(path)
             yield from (found.root / file for file in found.files)
+
+
+def _photo_lists(specs: Sequence[str]) -> Iterator[PhotoList]:
+    """The sources that are photos named one by one."""
+    for spec in specs:
+        with suppress(SourceError):  # it is reported when the source is opened
+            if (photos := photo_list_of(spec)) is not None:
+                yield photos
 
 
 def _telemetry_of(path: Path, config: TelemetryConfig, *, beside: Sequence[str]) -> TelemetryConfig:
@@ -242,7 +295,7 @@ def report_unused_positions(specs: Sequence[str], *, config: TelemetryConfig) ->
 
     if not config.positions:
         return
-    has_photos = bool(_paths_of(_Kind.PHOTOS, specs))
+    has_photos = bool(_paths_of(_Kind.PHOTOS, specs)) or any(_photo_lists(specs))
     videos = _paths_of(_Kind.VIDEO, specs)
     for file in config.positions:
         if not is_subtitles(file):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.sources.files.photo_list import photo_list_of
 from engine.config import Config, load_config
 from engine.errors import ConfigError, JournalError
 from engine.ports import ResumableSource, Source
@@ -256,6 +257,8 @@ def _address_of(source: FormerSource) -> str:
 
 def _kept(spec: str, label: str) -> str:
     """What opens a source again and may be kept: no secret stands in it."""
+    if (photos := photo_list_of(spec)) is not None:
+        return photos.resolved().address
     if os.path.exists(spec):
         return os.path.realpath(spec)
     if spec.lower().startswith(_REPLAY):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from engine.types import FrameId, Keyframe
 
 _MAX_NAMED = 3  # stretches that one sentence names
+_UTC = " UTC"
 _FIRST_UNIX_TIME_S = 1e8  # three years: no video is that long
 
 
@@ -64,8 +65,16 @@ def clock(seconds: float) -> str:
     """
     whole = max(0, round(seconds))
     if whole >= _FIRST_UNIX_TIME_S:
-        return f"{time.strftime('%H:%M:%S', time.gmtime(whole))} UTC"
+        return f"{time.strftime('%H:%M:%S', time.gmtime(whole))}{_UTC}"
     return f"{whole // 60}:{whole % 60:02d}"
+
+
+def clock_span(begins_at_s: float, ends_at_s: float) -> str:
+    """From when to when frames were captured, as `clock` says it."""
+    first, last = clock(begins_at_s), clock(ends_at_s)
+    if last.endswith(_UTC):
+        first = first.removesuffix(_UTC)
+    return f"from {first} to {last}"
 
 
 def _run_in_words(run: Sequence[Keyframe], *, has_cameras: bool) -> str:

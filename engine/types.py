@@ -896,6 +896,7 @@ class PoseGap:
     after: FrameId  # the next one
     begins_at_s: float  # capture time of the frame before
     ends_at_s: float  # of the frame after
+    is_overload: bool = False  # most frames between were dropped because the engine was behind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 from collections.abc import AsyncGenerator, Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def _replaced(opened: Sequence[SourceOpened], instead: str) -> list[FrameSource]
 
 
 def _is_recording(address: str) -> bool:
-    return replayed_folder(address) is not None or (Path(address) / "recording.json").is_file()
+    return replayed_folder(address) is not None or os.path.isfile(f"{address}/recording.json")
 
 
 def _read_recording(

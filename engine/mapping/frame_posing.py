@@ -245,9 +245,12 @@ class FramePoser:
             [{i: self._keyframe_state(one, i) for i in one.registered_ids} for one in maps]
         )
 
-    def gaps(self, maps: Sequence[SparseMap]) -> tuple[PoseGap, ...]:
+    def gaps(
+        self, maps: Sequence[SparseMap], *, overload_at_s: Mapping[str, Float64Array] | None
+    ) -> tuple[PoseGap, ...]:
         """Times of videos of which no frame has an estimated pose in any of the maps."""
-        return tuple(self._trajectory.gaps([i for one in maps for i in one.registered_ids]))
+        registered = [i for one in maps for i in one.registered_ids]
+        return tuple(self._trajectory.gaps(registered, overload_at_s=overload_at_s))
 
     @property
     def num_frames(self) -> int:

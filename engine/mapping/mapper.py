@@ -77,6 +77,7 @@ from engine.matching.second_matching import SecondMatches, SecondMatching
 from engine.ports import EventSink, WindowSolver
 from engine.types import (
     Contradiction,
+    Float64Array,
     FrameId,
     FramePose,
     ImagePair,
@@ -916,9 +917,20 @@ class Mapper:
     # -- the end of a run -----------------------------------------------------------------------
 
     def finish(
-        self, finished: Sequence[FinishedJob] = (), *, wants_view: bool = False
+        self,
+        finished: Sequence[FinishedJob] = (),
+        *,
+        overload_at_s: Mapping[str, Float64Array] | None = None,
+        wants_view: bool = False,
     ) -> MappingStep:
-        """Registers what is left after the last frame, rescues what is missing, adjusts all."""
+        """Registers what is left after the last frame, rescues what is missing, adjusts all.
+
+        Args:
+            finished: jobs to merge.
+            overload_at_s: capture times of frames that were dropped because the engine was behind,
+                by the source's prefix of its cameras' keys; None: of none.
+            wants_view: whether the step holds what viewers show.
+        """
         self._keyframe_reports.report_blank()
         self._merge(finished)
         self._jobs.abandon()  # merged after the last adjustment they would undo it
@@ -970,17 +982,21 @@ class Mapper:
         self._splits.report_missing(self._map)
         self._poser.pose_again(self._maps)
         self._report_changes(is_final=True)
-        self._verdicts.judge(self._map, self._evidence_beside(is_final=True))
+        self._verdicts.judge(
+            self._map, self._evidence_beside(is_final=True, overload_at_s=overload_at_s)
+        )
         return self._step(wants_view=wants_view)
 
-    def _evidence_beside(self, *, is_final: bool = False) -> Beside:
+    def _evidence_beside(
+        self, *, is_final: bool = False, overload_at_s: Mapping[str, Float64Array] | None = None
+    ) -> Beside:
         """What the map does not know of itself, for its verdict."""
         return Beside(
             other_maps=self._components.maps,
             cameras=self._cameras.figures(self._map) if self._is_initialized else (),
             contradictions=self._contradictions if is_final else (),
             turning=self._turning.stretches,
-            gaps=self._poser.gaps(self._maps) if is_final else (),
+            gaps=self._poser.gaps(self._maps, overload_at_s=overload_at_s) if is_final else (),
             placement=self._georeferencing.placement,
             gps_contradiction=self._georeferencing.contradiction,
             searches_lenses=self._config.cameras.recognise_lenses,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import sys
 from array import array
@@ -37,18 +38,20 @@ from engine.events import (
 )
 from engine.mapping.steps import MapFigures
 from engine.output.load import LoadStatistics
-from engine.types import MAP_UNITS, METRES, DropReason, LeftOut, PairReason
+from engine.types import MAP_UNITS, METRES, DropReason, Float64Array, LeftOut, PairReason
 
 
 class RunStatistics:
     """Counts events; an ``EventSink`` for one thread at a time.
 
-    Memory: 16 bytes a frame.
+    Memory: 16 bytes a frame, 8 of one that is dropped.
     """
 
     def __init__(self) -> None:
         self._counts: Counter[type[Event]] = Counter()
         self._dropped: Counter[DropReason] = Counter()
+        self._overload_at_s: dict[str, array[float]] = {}  # capture times, by source
+        self._prefixes: dict[str, str] = {}  # of cameras' keys, by source
         self._left_out: dict[str, tuple[LeftOut, ...]] = {}  # by source, as reported last
         self._num_never_frames = 0  # dropped before they had been received
         self._keyframe_latency_s = array("d")
@@ -68,8 +71,7 @@ class RunStatistics:
         self._counts[type(event)] += 1
         match event:
             case FrameDropped():
-                self._dropped[event.reason] += event.num_frames
-                self._num_never_frames += event.num_frames if event.frame_id is None else 0
+                self._count_dropped(event)
             case SourceOpened() | SourceChanged():
                 self._count_source(event)
             case FramePosed() if self._has_live_source:  # else frames wait, as files do
@@ -98,9 +100,27 @@ class RunStatistics:
             case EarlyMapMade() | MapInitialized() if self._first_map_s is None:
                 self._first_map_s = event.at_s
 
+    def _count_dropped(self, event: FrameDropped) -> None:
+        self._dropped[event.reason] += event.num_frames
+        self._num_never_frames += event.num_frames if event.frame_id is None else 0
+        if event.reason is DropReason.OVERLOAD:
+            times_s = self._overload_at_s.setdefault(event.source, array("d"))
+            times_s.extend(itertools.repeat(event.captured_at_s, event.num_frames))
+
+    def overload_at_s(self) -> dict[str, Float64Array]:
+        """Capture times of frames dropped because the engine was behind.
+
+        By the prefix of the source's cameras' keys; "" where there is one source.
+        """
+        return {
+            self._prefixes.get(source, ""): np.array(times_s)
+            for source, times_s in self._overload_at_s.items()
+        }
+
     def _count_source(self, event: SourceOpened | SourceChanged) -> None:
         if isinstance(event, SourceOpened):
             self._has_live_source |= event.is_live
+            self._prefixes[event.source] = event.prefix
         elif event.left_out:
             self._left_out[event.source] = event.left_out
 

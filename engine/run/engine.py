@@ -363,7 +363,9 @@ class Engine:
         if self._second is not None:
             finished = await self._match_last(finished)
         self._positions.give_to_map()
-        await self._publisher.publish_step(await self._mapper.call(Mapper.finish, finished))
+        overload_at_s = self._statistics.overload_at_s()
+        step = await self._mapper.call(Mapper.finish, finished, overload_at_s=overload_at_s)
+        await self._publisher.publish_step(step)
 
     async def _match_last(self, finished: list[FinishedJob]) -> list[FinishedJob]:
         """Lets the second matcher try what is still weak, within its bounds.

@@ -150,13 +150,20 @@ class Trajectory:
                 poses[placed.map_idx].append(_frame_pose(placed))
         return poses
 
-    def gaps(self, registered: Collection[FrameId]) -> list[PoseGap]:
+    def gaps(
+        self,
+        registered: Collection[FrameId],
+        *,
+        overload_at_s: Mapping[str, Float64Array] | None = None,
+    ) -> list[PoseGap]:
         """Times of videos between two posed frames of which no frame has an estimated pose.
 
         They are at least two seconds, and much longer than from one posed frame to the next.
 
         Args:
             registered: keyframes that have a pose in some map.
+            overload_at_s: capture times of frames that were dropped because the engine was behind,
+                by the source's prefix of its cameras' keys; None: of none.
         """
         held = frozenset(registered)
         by_camera: dict[str, list[_FrameTime]] = {}
@@ -179,10 +186,28 @@ class Trajectory:
                     after=times[idx + 1].frame_id,
                     begins_at_s=times[idx].captured_at_s,
                     ends_at_s=times[idx + 1].captured_at_s,
+                    is_overload=self._is_overload(times[idx], times[idx + 1], overload_at_s or {}),
                 )
                 for idx in np.flatnonzero(steps_s >= least_s).tolist()
             ]
         return gaps
+
+    def _is_overload(
+        self, before: _FrameTime, after: _FrameTime, overload_at_s: Mapping[str, Float64Array]
+    ) -> bool:
+        """Whether more frames of a source were dropped between two than came."""
+        fitting = (p for p in overload_at_s if not p or before.camera_key.startswith(f"{p}|"))
+        if (prefix := next(fitting, None)) is None:
+            return False
+        start = f"{prefix}|" if prefix else ""
+        first_s, last_s = before.captured_at_s, after.captured_at_s
+        dropped_at_s = overload_at_s[prefix]
+        num_dropped = np.count_nonzero((dropped_at_s > first_s) & (dropped_at_s < last_s))
+        num_came = sum(
+            first_s < time.captured_at_s < last_s and time.camera_key.startswith(start)
+            for time in self._times.values()
+        )
+        return bool(num_dropped > num_came)
 
     def _estimated(
         self, maps: Sequence[Mapping[FrameId, KeyframeState]]

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 import pytest
@@ -14,6 +14,7 @@ from adapters import cli
 from adapters.doctor import Finding
 from adapters.install_advice import installed_version
 from adapters.launch import LaunchOptions
+from adapters.sources.files.photo_list import PhotoList, photo_list_of
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, load_config
 from engine.errors import AdapterUnavailableError, ConfigError, EngineError, SourceError
@@ -214,6 +215,21 @@ def test_the_folder_is_named_after_a_link_and_not_after_what_it_points_to(
     Path("walk.mp4").symlink_to("recording/video.mp4")
     livesfm("run", "walk.mp4")
     assert launches.options.path == Path("runs/walk")
+
+
+def test_photos_of_a_folder_that_the_shell_names_are_one_source_with_its_name(
+    launches: Launches, tmp_path: Path
+) -> None:
+    photos = [tmp_path / "100APPLE" / name for name in ("a.jpg", "b.HEIC")]
+    photos[0].parent.mkdir()
+    for photo in photos:
+        photo.touch()
+    assert livesfm("run", *map(str, photos)).exit_code == 0
+    (spec,) = launches.options.sources
+    assert photo_list_of(spec) == PhotoList(
+        folder=tmp_path / "100APPLE", files=(PurePosixPath("a.jpg"), PurePosixPath("b.HEIC"))
+    )
+    assert launches.options.path == Path("runs/100APPLE")
 
 
 def test_a_folder_that_exists_is_left_alone_and_the_next_name_taken(launches: Launches) -> None:

@@ -289,6 +289,7 @@ def marked(*images: str) -> ControlPoint:
         (("DJI_1.JPG", "dji_2"), ("photos/DJI_1.jpg", "photos/DJI_2.jpg"), ...),
         (("a/1.jpg", "c/1.jpg"), ("a/1.jpg", "b/1.jpg"), ("a/1.jpg", "c/1.jpg")),
         (("/d/a/1.jpg", "/d/c/1.jpg"), ("a/1.jpg", "b/1.jpg"), ("a/1.jpg", "/d/c/1.jpg")),
+        (("1.HEIC", "1.JPG"), ("1.HEIC.jpg", "1.JPG"), ...),
         (("x/1.heic", "x/2.jpg"), ("1.jpg", "3.jpg"), ("1.jpg", "x/2.jpg")),
     ],
 )

@@ -156,12 +156,12 @@ def test_images_that_show_nothing_are_keyframes_without_keypoints_and_said(
     written = Written.by(launch(QUIET, options(tmp_path / "run", photos)))
     assert written.statuses.count("keyframe") == 6
     added = {event["name"]: event["num_keypoints"] for event in written.of_kind("KeyframeAdded")}
-    blank = ["black.jpg", "dark.jpg", "grey.jpg", "white.jpg"]
+    blank = ["black.png.jpg", "dark.png.jpg", "grey.png.jpg", "white.png.jpg"]
     assert [name for name, num in added.items() if not num] == blank
     warnings = [words for words in written.warnings() if "no keypoints" in words]
     assert [words.partition(":")[0] for words in warnings] == [
-        "black.jpg",
-        "4 keyframes (black.jpg, dark.jpg, grey.jpg, ...)",
+        "black.png.jpg",
+        "4 keyframes (black.png.jpg, dark.png.jpg, grey.png.jpg, ...)",
     ]
 
 

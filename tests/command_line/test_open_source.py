@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 
 from adapters.launch import _open_sources
-from adapters.open_source import open_source, refuse_unknown_sources, report_unused_positions
+from adapters.open_source import (
+    open_source,
+    photos_together,
+    refuse_unknown_sources,
+    report_unused_positions,
+)
 from adapters.sources.files.image_folder import ImageFolder
 from adapters.sources.files.video_file import VideoFile
 from adapters.sources.files.watched_folder import WatchedFolder
@@ -21,7 +26,7 @@ from adapters.sources.streams.live_stream import LiveStream
 from engine.config import Config, TelemetryConfig, load_config
 from engine.errors import ConfigError, SourceError
 from engine.ports import FrameIds, Source
-from engine.types import Frame, FrameId, GpsFix, GpsReading
+from engine.types import Frame, FrameId, GpsFix, GpsReading, RejectedFrame, SourceNotice
 from tests.support.received import items_of
 
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="cameras differ")
@@ -67,6 +72,95 @@ def test_an_image_file_is_a_source_of_one_photo(tmp_path: Path, name: str) -> No
     source = open_spec(write_image(tmp_path / name))
     assert isinstance(source, ImageFolder)
     assert source.info.num_frames == 1
+
+
+def names_of(source: Source) -> list[str]:
+    """The names of a source's frames, and of what it drops."""
+
+    async def collect() -> list[str]:
+        return [i.name async for i in items_of(source) if isinstance(i, Frame | RejectedFrame)]
+
+    return asyncio.run(collect())
+
+
+def write_card(folder: Path, *names: str) -> list[str]:
+    """Photos that differ, by their paths."""
+    paths = [folder / name for name in names]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((80, 96, 3), 20 + 10 * number, np.uint8))
+    return [str(path) for path in paths]
+
+
+def test_photos_named_one_by_one_are_one_source_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos = write_card(Path("card/100APPLE"), "IMG_2.JPG", "IMG_10.JPG", "IMG_1.png")
+    video = str(write_video(Path("card/100APPLE/IMG_3.mov")))
+    together = photos_together([photos[0], video, *photos[1:]])
+    assert len(together) == 2
+    assert together[1] == video
+    source = open_spec(together[0])
+    assert (source.info.label, source.info.num_frames) == ("card/100APPLE", 3)
+    assert names_of(source) == ["IMG_2.JPG", "IMG_10.JPG", "IMG_1.png.jpg"]
+
+
+def test_one_photo_alone_or_beside_other_sources_stays_as_it_is(tmp_path: Path) -> None:
+    (photo,) = write_card(tmp_path, "a.jpg")
+    for specs in ([photo], [photo, "rtsp://host/x"], [photo, f"{tmp_path}/missing.jpg"]):
+        assert photos_together(specs) == specs
+
+
+def test_photos_of_several_folders_are_named_from_the_folder_of_all(tmp_path: Path) -> None:
+    (spec,) = photos_together(write_card(tmp_path, "left/a.jpg", "right/a.jpg"))
+    source = open_spec(spec)
+    assert source.info.label == str(tmp_path)
+    assert names_of(source) == ["left/a.jpg", "right/a.jpg"]
+
+
+def test_what_is_named_beside_photos_and_no_photo_is_counted_as_in_a_folder(tmp_path: Path) -> None:
+    photos = write_card(tmp_path, "a.jpg", "b.jpg")
+    for name in ("a.AAE", "b.gif"):
+        (tmp_path / name).write_bytes(b"something")
+    (spec,) = photos_together([*photos, photos[0], f"{tmp_path}/a.AAE", f"{tmp_path}/b.gif"])
+    source = open_spec(spec)
+    assert source.info.num_frames == 2
+
+    async def left_out() -> set[tuple[str, str, int]]:
+        notices = [item async for item in items_of(source) if isinstance(item, SourceNotice)]
+        return {(one.kind, one.reason, one.num_files) for one in notices[0].left_out}
+
+    assert asyncio.run(left_out()) == {
+        (".aae", "no photo", 1),
+        (".gif", "cannot be read: save it as JPEG", 1),
+        ("files", "named once more", 1),
+    }
+
+
+def test_positions_and_masks_fit_photos_that_are_named_one_by_one(tmp_path: Path) -> None:
+    photos = write_card(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "masks").mkdir()
+    cv2.imwrite(str(tmp_path / "masks" / "b.jpg.png"), np.full((80, 96), 255, np.uint8))
+    positions = tmp_path / "p.csv"
+    positions.write_text("name,lat,lon\na.jpg,1,1\nb.jpg,2,2\n")
+    telemetry = TelemetryConfig(positions=(str(positions),))
+    config = load_config().model_copy(update={"telemetry": telemetry})
+    (source,) = _open_sources(photos_together(photos), config)
+
+    async def frames() -> list[Frame]:
+        return [item async for item in items_of(source) if isinstance(item, Frame)]
+
+    first, second = asyncio.run(frames())
+    assert first.gps is not None
+    assert second.gps is not None
+    assert (first.gps.latitude_deg, second.gps.latitude_deg) == (1.0, 2.0)
+    assert (first.mask is None, second.mask is None) == (True, False)
+
+
+def test_a_damaged_list_of_photos_is_refused() -> None:
+    with pytest.raises(SourceError, match="no list of photos"):
+        open_spec('photos:{"files": 3}')
 
 
 def test_any_other_file_is_tried_as_a_video(tmp_path: Path) -> None:

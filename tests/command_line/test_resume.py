@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from adapters.cli import REFUSED, app
+from adapters.open_source import open_source, photos_together
 from adapters.resume import _config_of, addresses_of, begin_from, go_on, roles_of
-from engine.config import dump_config, load_config
+from engine.config import Config, dump_config, load_config
 from engine.errors import ConfigError, JournalError
 from engine.output.recovery import FormerRun, FormerSource
 from engine.output.run_folder import FRAMES_HEADER, RunFolder
 from engine.output.run_lock import LOCK_NAME, RunState, run_state
 from engine.output.statistics import RunStatistics
+from engine.ports import Source
 from engine.run.ingestion import SourceRole
 from engine.types import FrameId, TakenFrames
 from tests.output.test_recovery import frame, stored
@@ -98,6 +103,47 @@ def test_a_file_is_the_same_under_another_path(tmp_path: Path) -> None:
     former = former_run(tmp_path, [former_source("../a.mp4", address=address, prefix="source1")])
     (role,) = roles_of([spec], [FakeSource(happenings=[], label=spec)], former)
     assert (role.label, role.prefix) == ("../a.mp4", "source1")
+
+
+def test_photos_named_one_by_one_go_on_by_what_is_kept_of_them_or_named_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = [tmp_path / "card" / f"{number}.jpg" for number in range(3)]
+    photos[0].parent.mkdir()
+    for number, photo in enumerate(photos):
+        cv2.imwrite(str(photo), np.full((80, 96, 3), 50 * number, np.uint8))
+    monkeypatch.chdir(tmp_path)
+
+    def opened(address: str) -> Source:
+        ids = itertools.count(1)
+        return open_source(address, config=Config(), next_frame_id=lambda: FrameId(next(ids)))
+
+    (address,) = photos_together(["card/0.jpg", "card/2.jpg"])
+    (role,) = roles_of([address], [opened(address)], None)
+    assert role.label == "card"
+    monkeypatch.chdir("/")
+    former = former_run(
+        tmp_path,
+        [
+            FormerSource(
+                label=role.label,
+                address=role.address,
+                prefix="",
+                is_live=False,
+                taken=TakenFrames(names={0: "0.jpg"}, captured_at_s={0: 0.0}),
+            )
+        ],
+    )
+    (kept,) = addresses_of(former)
+    again = opened(kept)
+    (role,) = roles_of([kept], [again], former)
+    assert (role.label, role.prefix, role.part) == ("card", "", 2)
+    assert again.info.num_frames == 1
+    monkeypatch.chdir(tmp_path)
+    (more,) = photos_together(["card/0.jpg", "card/1.jpg", "card/2.jpg"])
+    again = opened(more)
+    (role,) = roles_of([more], [again], former)
+    assert (role.label, role.part, again.info.num_frames) == ("card", 2, 2)
 
 
 def test_a_live_source_is_no_file_of_that_name(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -87,6 +88,20 @@ def initialized(at_s: float) -> MapInitialized:
     return MapInitialized(
         at_s=at_s, first=FrameId(1), second=FrameId(2), num_points3D=100, attempt=1
     )
+
+
+def test_frames_dropped_for_overload_have_their_times_by_the_prefix_of_their_cameras() -> None:
+    statistics = RunStatistics()
+    statistics(replace(opened(is_live=True), source="s", prefix="source2"))
+    dropped_then = replace(dropped(DropReason.OVERLOAD), captured_at_s=4.0, num_frames=2)
+    statistics(dropped_then)
+    statistics(replace(dropped_then, source="other"))
+    statistics(dropped(DropReason.TOO_SMALL))
+    times_s = statistics.overload_at_s()
+    assert {prefix: list(each) for prefix, each in times_s.items()} == {
+        "source2": [4.0, 4.0],
+        "": [4.0, 4.0],
+    }
 
 
 def test_a_run_without_events_has_every_figure() -> None:

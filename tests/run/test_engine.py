@@ -503,7 +503,7 @@ def test_a_source_that_breaks_does_not_end_the_others(tmp_path: Path) -> None:
 def test_an_unexpected_error_at_the_end_saves_the_map_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Mapper, finished: Any) -> None:
+    def fail(self: Mapper, finished: Any, **_: Any) -> None:
         raise RuntimeError("CHECK failed")
 
     monkeypatch.setattr(Mapper, "finish", fail)

@@ -380,6 +380,22 @@ def test_a_time_without_any_pose_is_a_gap() -> None:
     assert gaps_of(trajectory, 1, 12) == [(2, 12, 11.0)]
 
 
+@pytest.mark.parametrize(
+    ("prefix", "num_dropped", "is_overload"),
+    [("", 4, True), ("", 3, False), ("cam", 4, False), ("source1", 4, False)],
+)
+def test_a_gap_is_one_of_the_computer_where_most_of_its_frames_were_dropped_for_overload(
+    prefix: str, num_dropped: int, is_overload: bool
+) -> None:
+    trajectory = Trajectory(max_interpolation_s=1.0)
+    held = [*range(1, 41), *range(81, 121)]
+    for number in sorted([*held, 45, 55, 65]):  # those three have no place
+        trajectory.add_keyframe(keyframe(number, captured_at_s=0.1 * number))
+    dropped_at_s = np.array([2.0] * 9 + [5.0 + 0.1 * number for number in range(num_dropped)])
+    found = trajectory.gaps([FrameId(one) for one in held], overload_at_s={prefix: dropped_at_s})
+    assert [(gap.before, gap.after, gap.is_overload) for gap in found] == [(40, 81, is_overload)]
+
+
 def test_a_frame_that_was_read_again_later_has_its_place_among_the_others() -> None:
     trajectory = Trajectory(max_interpolation_s=1.0)
     times_s = {number: 5.0 + 0.1 * number for number in range(1, 200)}

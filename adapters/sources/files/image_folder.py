@@ -1,4 +1,4 @@
-"""A folder of photos, or one photo, as a source."""
+"""A folder of photos, a list of them, or one photo, as a source."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from adapters.sources.files.mask_files import MASKS_FOLDER, MaskFiles
 from adapters.sources.files.photo_files import (
     PhotoReader,
     is_jpeg,
+    known_frame_names,
     possible_frame_names,
-    printable,
 )
-from adapters.sources.files.photo_search import FoundImages, find_images
+from adapters.sources.files.photo_list import PhotoList
+from adapters.sources.files.photo_search import FoundImages, find_images, find_listed
 from adapters.sources.files.position_files import NamedPositions, PhotoPositions
 from engine.config import SourcesConfig
 from engine.errors import SourceError
@@ -49,12 +50,15 @@ class ImageFolder:
     hold masks or the same photos at a smaller size (``images_2``), it stands for that one alone.
     What is left out is reported first. Files are read when their turn comes.
 
+    Photos that are named one by one are taken as if they alone lay in the folder that holds all of
+    them, in the order of their names on the command line.
+
     Photos may have masks, see ``MaskFiles``.
     """
 
     def __init__(
         self,
-        path: Path,
+        photos: Path | PhotoList,
         *,
         config: SourcesConfig,
         next_frame_id: FrameIds,
@@ -65,7 +69,7 @@ class ImageFolder:
         """Lists the images.
 
         Args:
-            path: a folder, or one image file.
+            photos: a folder, one image file, or several.
             config: limits on what is taken.
             next_frame_id: gives out frame ids; called on the thread that decodes.
             single_camera_per_size: images of one subfolder, camera model, focal length and size
@@ -79,7 +83,10 @@ class ImageFolder:
         self._config = config
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
-        found = find_images(path)
+        if isinstance(photos, PhotoList):
+            found, path = find_listed(photos), photos.folder
+        else:
+            found, path = find_images(photos), photos
         self._root, self._files = found.root, found.files
         self._named = positions
         self._positions = self._positions_by_file(photos_beside)
@@ -109,8 +116,9 @@ class ImageFolder:
     def leave_out(self, taken: TakenFrames) -> list[str]:
         """Leaves out photos by their names; what is new in the folder comes behind."""
         positions = {name: position for position, name in self._frame_names.items()}
-        for position, file in enumerate(self._files):  # what could not be read has no frame's name
-            positions.setdefault(str(printable(file)), position)
+        for position, file in enumerate(self._files):
+            for name in known_frame_names(file):
+                positions.setdefault(name, position)
         found = {index: positions[name] for index, name in taken.names.items() if name in positions}
         self._indices = {i: i for i in self._indices if i not in set(found.values())}
         has_moved = any(index != position for index, position in found.items())
@@ -233,13 +241,16 @@ def _some_of(names: Sequence[str]) -> str:
 
 
 def _frame_names(files: Sequence[PurePosixPath]) -> dict[int, str]:
-    """A unique relative name for each file's keyframe image, by index; JPEG files choose first."""
+    """A relative name for each file's keyframe image, by index; JPEG files choose first.
+
+    They are unique whatever the case of letters.
+    """
     names: dict[int, str] = {}
     taken: set[str] = set()
     jpegs_first = sorted(range(len(files)), key=lambda index: not is_jpeg(files[index]))
     for index in jpegs_first:
         names[index] = next(
-            name for name in possible_frame_names(files[index]) if name not in taken
+            name for name in possible_frame_names(files[index]) if name.casefold() not in taken
         )
-        taken.add(names[index])
+        taken.add(names[index].casefold())
     return names

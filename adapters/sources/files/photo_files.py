@@ -36,6 +36,7 @@ _SPHERICAL = "spherical"  # ends the keys of cameras that see all around
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
 IMAGE_SUFFIXES = JPEG_SUFFIXES | HEIF_SUFFIXES | {".png", ".tif", ".tiff", ".bmp", ".webp"}
 
+_NOT_JPEG = (IMAGE_SUFFIXES | RAW_SUFFIXES) - JPEG_SUFFIXES
 _CARD_FOLDER = re.compile(r"\d{3}[A-Z0-9_]{5}", re.IGNORECASE)  # DCF 2.0, section 3.2.2
 
 
@@ -239,13 +240,34 @@ def natural_key(file: PurePosixPath) -> tuple[tuple[tuple[str | int, ...], ...],
 def possible_frame_names(file: PurePosixPath) -> Iterator[str]:
     """Names for a file's keyframe image, best first; the first that is free is the one to take.
 
-    Keyframe images are JPEG files: a JPEG keeps its name, any other image changes its extension,
-    and gets another one behind it where that name belongs to a JPEG (a.png, a.jpg -> a.png.jpg).
+    Keyframe images are JPEG files: a JPEG keeps its name, any other image gets an extension behind
+    its own (a.HEIC -> a.HEIC.jpg). A name is free if no other is the same but for the case of its
+    letters: some file systems have one file for both.
     """
     name = printable(file)
-    yield str(name if is_jpeg(file) else name.with_suffix(".jpg"))
+    if is_jpeg(file):
+        yield str(name)
     yield f"{name}.jpg"
     yield from (f"{name}.{number}.jpg" for number in itertools.count(2))
+
+
+def known_frame_names(file: PurePosixPath) -> tuple[str, ...]:
+    """Names that a run may have a file under, surest first.
+
+    Its own, if it could not be read; those of its keyframe image; and for an image other than a
+    JPEG also the one with its extension changed (a.png -> a.jpg), which older runs have.
+    """
+    name = printable(file)
+    changed = str(name.with_suffix(".jpg"))
+    names = (str(name), *itertools.islice(possible_frame_names(file), 2))
+    return names if is_jpeg(file) else (*names, changed)
+
+
+def without_image_endings(photo: PurePosixPath) -> PurePosixPath:
+    """A photo's path without its ending; of a keyframe image without that of its file, too."""
+    bare = photo.with_suffix("")
+    is_reencoded = photo.suffix.lower() in JPEG_SUFFIXES and bare.suffix.lower() in _NOT_JPEG
+    return bare.with_suffix("") if is_reencoded else bare
 
 
 def is_jpeg(file: PurePosixPath) -> bool:

@@ -16,6 +16,7 @@ from adapters.images.raw_photos import RAW_SUFFIXES, is_raw_available
 from adapters.install_advice import how_to_install, how_to_install_packages
 from adapters.sources.files.mask_files import MASKS_FOLDER
 from adapters.sources.files.photo_files import IMAGE_SUFFIXES, natural_key, printable
+from adapters.sources.files.photo_list import PhotoList
 from engine.errors import SourceError
 from engine.regular_files import regular_file_size
 from engine.types import LeftOut
@@ -30,6 +31,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".m4v", ".mts", ".we
 _OTHER_IMAGES = frozenset(
     {".gif", ".jp2", ".jxl", ".psd", ".exr", ".hdr", ".insp", ".gpr", ".x3f", ".3fr", ".iiq"}
 )
+_BESIDE_PHOTOS = frozenset({".aae", ".thm", ".xmp"})  # edits, thumbnails and figures of a photo
 _NO_PHOTO = "no photo"
 _COPY = "copies or masks in "  # and the folder's name
 _MASK = "a mask"
@@ -91,6 +93,39 @@ def find_images(path: Path) -> FoundImages:
     if reason := _unreadable_kinds().get(suffix):
         raise SourceError(f"{path}: {reason}")
     return FoundImages(root=path.parent, files=[PurePosixPath(path.name)])
+
+
+def find_listed(photos: PhotoList) -> FoundImages:
+    """The images among files that are named one by one, in their order.
+
+    Raises:
+        SourceError: there are none.
+    """
+    reasons = _reasons(photos.files)
+    files = [file for file in photos.files if file not in reasons]
+    left_out = counted(reasons)
+    if photos.num_repeated:
+        repeated = LeftOut(
+            kind="files",
+            reason="named once more",
+            num_files=photos.num_repeated,
+            example="",
+            is_missed=False,
+        )
+        left_out = (*left_out, repeated)
+    if not files:
+        raise SourceError(f"{photos.folder}: no image is named there: {words_of(left_out)}")
+    return FoundImages(root=photos.folder, files=files, left_out=left_out)
+
+
+def is_photo_name(name: str) -> bool:
+    """Whether a file is a photo, as far as its name says."""
+    return _is_photo(PurePosixPath(name))
+
+
+def is_beside_photos(name: str) -> bool:
+    """Whether cameras write such files beside photos, or it is an image that nothing here reads."""
+    return PurePosixPath(name).suffix.lower() in _OTHER_IMAGES | _BESIDE_PHOTOS
 
 
 def _find_in_folder(folder: Path) -> FoundImages:

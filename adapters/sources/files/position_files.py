@@ -14,6 +14,7 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from adapters.sources.files.photo_files import without_image_endings
 from adapters.sources.files.telemetry_text import text_of_file
 from engine.errors import ConfigError
 from engine.regular_files import read_regular_file
@@ -49,7 +50,7 @@ class NamedPositions:
         names = names_of_photos(photos, self.by_name)
         folders: dict[str, set[PurePosixPath]] = {}
         for photo, name in names.items():
-            folders.setdefault(name, set()).add(photo.with_suffix(""))
+            folders.setdefault(name, set()).add(without_image_endings(photo))
         return PhotoPositions(
             by_photo={
                 photo: self.by_name[name]
@@ -81,6 +82,9 @@ def names_of_photos(
 ) -> dict[PurePosixPath, str]:
     """Which of the names (in lower case) is each photo's, by their ends; a name may be of several.
 
+    Photos are files, or keyframe images of a run, which have the names of their files as
+    ``possible_frame_names`` makes them.
+
     Where no name fits a photo, one with another ending does, if only one has it.
     """
     photos = list(photos)
@@ -97,7 +101,7 @@ def _name_of(photo: PurePosixPath, names: Container[str]) -> str | None:
     whole = PurePosixPath(str(photo).lower())
     for first in range(len(whole.parts)):
         path = PurePosixPath(*whole.parts[first:])
-        for name in (str(path), str(path.with_suffix(""))):
+        for name in (str(path), str(path.with_suffix("")), str(without_image_endings(path))):
             if name in names:
                 return name
     return None

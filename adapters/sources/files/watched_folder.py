@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
@@ -16,8 +15,8 @@ from adapters.live.deadline import GiveUpDeadline
 from adapters.sources.files.arriving_files import ArrivingFile, ArrivingFiles
 from adapters.sources.files.photo_files import (
     PhotoReader,
+    known_frame_names,
     possible_frame_names,
-    printable,
 )
 from adapters.sources.files.photo_search import words_of
 from engine.config import LiveSourcesConfig, SourcesConfig
@@ -200,7 +199,7 @@ class _Taking:
         self._every_nth_file = every_nth_file
         self._num_taken = taken.next_index
         self._before = set(taken.names.values())  # the files that they are of are not here yet
-        self._frame_names = set(taken.names.values())
+        self._frame_names = {name.casefold() for name in taken.names.values()}
 
     def take(self, arrived: ArrivingFile) -> Arrival | RejectedFrame | None:
         """The photo in a file; None when it is left out, or not whole yet after all."""
@@ -213,11 +212,11 @@ class _Taking:
             return None
         file = PurePosixPath(arrived.name)
         names = possible_frame_names(file)
-        frame_name = next(name for name in names if name not in self._frame_names)
+        frame_name = next(name for name in names if name.casefold() not in self._frame_names)
         read = self._photos.read(file, index=index, frame_name=frame_name)
         photo = read.decode() if isinstance(read, Arrival) else read
         if isinstance(photo, Frame):
-            self._frame_names.add(frame_name)
+            self._frame_names.add(frame_name.casefold())
         elif photo.reason is DropReason.UNREADABLE and not arrived.is_settled:
             self._files.wait_for(arrived)
             return None
@@ -226,8 +225,7 @@ class _Taking:
 
     def _was_taken(self, file: PurePosixPath) -> bool:
         """Whether a former part of the run has the file, by the names that it may have there."""
-        names = (str(printable(file)), *itertools.islice(possible_frame_names(file), 2))
-        own = next((name for name in names if name in self._before), None)
+        own = next((name for name in known_frame_names(file) if name in self._before), None)
         if own is None:
             return False
         self._before.remove(own)  # another file may have got a name of the same kind

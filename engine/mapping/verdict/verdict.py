@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from engine.frame_names import clock, named, stretches
+from engine.frame_names import clock_span, named, stretches
 from engine.mapping.verdict.map_evidence import DISPUTED_RATIO, MapEvidence, PlaceEvidence
 from engine.types import (
     CameraFigures,
     FrameId,
     Keyframe,
+    PoseGap,
     Verdict,
     VerdictLevel,
     VerdictReason,
@@ -506,7 +507,7 @@ def _time_lost(evidence: MapEvidence, run: Sequence[Keyframe]) -> str:
     end_s = min((t for t in times if t >= run[-1].captured_at_s), default=run[-1].captured_at_s)
     if end_s - begin_s < _LEAST_GAP_S:
         return ""
-    return f", {end_s - begin_s:.0f} s of the video from {clock(begin_s)} to {clock(end_s)}"
+    return f", {end_s - begin_s:.0f} s of the video {clock_span(begin_s, end_s)}"
 
 
 def _gaps(evidence: MapEvidence) -> Reasons:
@@ -520,24 +521,50 @@ def _gaps(evidence: MapEvidence) -> Reasons:
             for one in evidence.unplaced
         )
     ]
+    yield from _time_lost_reasons(
+        evidence,
+        [gap for gap in gaps if not gap.is_overload],
+        why="nothing was seen then that the map holds; film this part again if it matters",
+    )
+    yield from _time_lost_reasons(
+        evidence,
+        [gap for gap in gaps if gap.is_overload],
+        why=(
+            "the computer was too slow and dropped most frames then; send fewer or smaller ones, or"
+            " map a video file of it afterwards, for which the computer takes its time"
+        ),
+    )
+
+
+def _time_lost_reasons(evidence: MapEvidence, gaps: Sequence[PoseGap], *, why: str) -> Reasons:
     if not gaps:
         return
-    has_cameras = len({one.camera_key for one in evidence.keyframes}) > 1
-    times = [
-        f"{gap.ends_at_s - gap.begins_at_s:.0f} s of the video, from {clock(gap.begins_at_s)} to"
-        f" {clock(gap.ends_at_s)}{f', of {gap.camera_key}' if has_cameras else ''}"
-        for gap in sorted(gaps, key=lambda gap: gap.begins_at_s - gap.ends_at_s)[:_GAPS_NAMED]
-    ]
-    more = f" and {len(gaps) - _GAPS_NAMED} times more" if len(gaps) > _GAPS_NAMED else ""
     yield VerdictReason(
         kind="time_lost",
         level=VerdictLevel.GOOD,
-        sentence=(
-            f"no frame has a pose for {' and '.join(times)}{more}: nothing was seen then that the"
-            " map holds; film this part again if it matters"
-        ),
-        frame_ids=tuple(i for gap in gaps for i in (gap.before, gap.after)),
+        sentence=f"no frame has a pose for {_times_in_words(evidence, gaps)}: {why}",
+        frame_ids=tuple(dict.fromkeys(i for gap in gaps for i in (gap.before, gap.after))),
     )
+
+
+def _times_in_words(evidence: MapEvidence, gaps: Sequence[PoseGap]) -> str:
+    """Times of videos, the longest ones first."""
+    has_cameras = len({one.camera_key for one in evidence.keyframes}) > 1
+    longest = sorted(gaps, key=lambda gap: gap.begins_at_s - gap.ends_at_s)
+    times = [
+        f"{clock_span(gap.begins_at_s, gap.ends_at_s)}"
+        f"{f' of {gap.camera_key}' if has_cameras else ''}"
+        for gap in longest
+    ]
+    lengths = [f"{gap.ends_at_s - gap.begins_at_s:.0f} s" for gap in longest]
+    if len(gaps) == 1:
+        return f"{lengths[0]} of the video, {times[0]}"
+    total_s = sum(gap.ends_at_s - gap.begins_at_s for gap in gaps)
+    each = [f"{length} {when}" for length, when in zip(lengths, times, strict=True)]
+    named_ones = each[:_GAPS_NAMED]
+    if len(each) > _GAPS_NAMED:
+        named_ones.append(f"{len(each) - _GAPS_NAMED} times more")
+    return f"{total_s:.0f} s of the video: {', '.join(named_ones[:-1])} and {named_ones[-1]}"
 
 
 def _several_maps(evidence: MapEvidence) -> Reasons:

@@ -395,6 +395,35 @@ def test_a_time_of_a_video_without_a_pose_is_stated_though_the_map_is_whole() ->
     assert "0 s of the video, from 0:02" not in reason.sentence
 
 
+def lost(begins_at_s: float, ends_at_s: float, *, before: int) -> PoseGap:
+    return PoseGap(
+        camera_key="camera",
+        before=FrameId(before),
+        after=FrameId(before + 1),
+        begins_at_s=begins_at_s,
+        ends_at_s=ends_at_s,
+    )
+
+
+def test_several_times_without_a_pose_are_added_up_and_their_ends_named_once() -> None:
+    start_s = 1_700_000_000.0
+    gaps = [lost(start_s + 10.0 * n, start_s + 10.0 * n + 2.0 + n, before=n) for n in (5, 6, 9)]
+    (reason,) = judge(evidence(gaps=gaps)).reasons
+    assert (
+        "no frame has a pose for 26 s of the video: 11 s from 22:14:50 to 22:15:01 UTC,"
+        " 8 s from 22:14:20 to 22:14:28 UTC and 7 s from 22:14:10 to 22:14:17 UTC: nothing was seen"
+    ) in reason.sentence
+    assert reason.frame_ids == (5, 6, 7, 9, 10)
+
+
+def test_frames_that_the_computer_dropped_are_not_blamed_on_what_was_filmed() -> None:
+    gaps = [lost(10.0, 14.0, before=5), replace(lost(20.0, 23.0, before=8), is_overload=True)]
+    seen, dropped = judge(evidence(gaps=gaps)).reasons
+    assert "4 s of the video, from 0:10 to 0:14: nothing was seen then" in seen.sentence
+    assert "3 s of the video, from 0:20 to 0:23: the computer was too slow" in dropped.sentence
+    assert "film" not in dropped.sentence
+
+
 def test_a_time_without_a_pose_is_stated_once() -> None:
     """Keyframes of it have no place: that says it already."""
     gap = PoseGap(

@@ -91,7 +91,12 @@ def test_images_come_in_natural_order_with_ids_and_times(tmp_path: Path) -> None
     assert (folder.info.label, folder.info.num_frames) == (str(tmp_path), 4)
     assert (folder.info.is_live, folder.info.is_sequence) == (False, False)
     frames = read_frames(folder)
-    assert [frame.name for frame in frames] == ["IMG1.Jpeg", "img2.JPG", "img02b.jpg", "img10.jpg"]
+    assert [frame.name for frame in frames] == [
+        "IMG1.Jpeg",
+        "img2.JPG",
+        "img02b.png.jpg",
+        "img10.jpg",
+    ]
     assert [frame.frame_id for frame in frames] == [1, 2, 3, 4]
     assert [frame.index for frame in frames] == [0, 1, 2, 3]
     assert [frame.captured_at_s for frame in frames] == [0.0, 1.0, 2.0, 3.0]
@@ -152,7 +157,7 @@ def test_raw_and_heif_photos_are_frames_under_jpeg_names(tmp_path: Path) -> None
     pillow_heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "1.HEIC")
     Image.fromarray(pixels).save(tmp_path / "2.avif")
     frames = read_frames(open_folder(tmp_path))
-    assert [frame.name for frame in frames] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [frame.name for frame in frames] == ["0.DNG.jpg", "1.HEIC.jpg", "2.avif.jpg"]
     assert {frame.pixels.shape for frame in frames} == {(96, 120, 3)}
     assert {frame.jpeg for frame in frames} == {None}
 
@@ -162,7 +167,7 @@ def test_one_image_file_is_a_source_of_one_frame(tmp_path: Path) -> None:
     write_image(tmp_path / "other.png")
     folder = open_folder(path)
     assert (folder.info.label, folder.info.num_frames) == (str(path), 1)
-    assert [frame.name for frame in read_frames(folder)] == ["only.jpg"]
+    assert [frame.name for frame in read_frames(folder)] == ["only.png.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +193,10 @@ def test_paths_and_names_beyond_ascii_work(tmp_path: Path) -> None:
     folder = tmp_path / "Größe 城 ß"
     for shade, name in enumerate(["Ünï 1.jpg", "写真2.png"]):
         write_image(folder / name, shade)
-    assert [frame.name for frame in read_frames(open_folder(folder))] == ["Ünï 1.jpg", "写真2.jpg"]
+    assert [frame.name for frame in read_frames(open_folder(folder))] == [
+        "Ünï 1.jpg",
+        "写真2.png.jpg",
+    ]
 
 
 def test_names_that_no_text_file_can_carry_are_made_printable_and_stay_unique(
@@ -212,10 +220,18 @@ def test_frame_names_are_unique_jpeg_names(tmp_path: Path) -> None:
         "a.png.jpg": pytest.approx(0, abs=2),
         "a.jpg": pytest.approx(30, abs=2),
         "a.tif.jpg": pytest.approx(60, abs=2),
-        "b.jpg": pytest.approx(90, abs=2),
+        "b.png.jpg": pytest.approx(90, abs=2),
         "b.webp.jpg": pytest.approx(120, abs=2),
-        "c.jpg": pytest.approx(150, abs=2),
+        "c.bmp.jpg": pytest.approx(150, abs=2),
     }
+
+
+def test_frame_names_differ_by_more_than_the_case_of_letters(tmp_path: Path) -> None:
+    for shade, name in enumerate(["IMG_9.tif", "IMG_9.JPG", "img_9.jpg", "IMG_9.TIF.JPG"]):
+        write_image(tmp_path / name, 30 * shade)
+    names = [frame.name for frame in read_frames(open_folder(tmp_path))]
+    assert {"IMG_9.JPG", "img_9.jpg.jpg", "IMG_9.TIF.JPG", "IMG_9.tif.2.jpg"} == set(names)
+    assert len({name.casefold() for name in names}) == len(names)
 
 
 def test_bad_files_are_counted_drops_and_the_rest_still_comes(tmp_path: Path) -> None:

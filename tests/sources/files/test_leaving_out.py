@@ -41,6 +41,16 @@ def folder_of(path: Path, **limits: Any) -> ImageFolder:
     )
 
 
+def watched_of(path: Path) -> WatchedFolder:
+    return WatchedFolder(
+        path,
+        sources=SourcesConfig(),
+        live_sources=LiveSourcesConfig(settle_s=0.1),
+        next_frame_id=ids(),
+        single_camera_per_size=True,
+    )
+
+
 def video_of(path: Path, **limits: Any) -> VideoFile:
     return VideoFile(path, config=SourcesConfig(**limits), next_frame_id=ids())
 
@@ -100,6 +110,19 @@ def test_photos_that_were_taken_do_not_come_again_and_the_others_keep_their_plac
     assert [(one.index, one.name) for one in rest] == [(one.index, one.name) for one in whole[3:]]
 
 
+def test_photos_that_an_older_run_called_otherwise_do_not_come_again(tmp_path: Path) -> None:
+    for number, name in enumerate(["1.png", "2.jpg", "2.png", "3.png"]):
+        write_image(tmp_path / name, 20 * number)
+    before = TakenFrames(
+        names={0: "1.jpg", 1: "2.jpg", 2: "2.png.jpg"},
+        captured_at_s={0: 0.0, 1: 1.0, 2: 2.0},
+    )
+    folder, watched = folder_of(tmp_path), watched_of(tmp_path)
+    for source in (folder, watched):
+        assert source.leave_out(before) == []
+        assert names(listed(source, at_most=1)) == ["3.png.jpg"]
+
+
 def test_photos_that_came_into_the_folder_follow_those_that_were_taken(photos: Path) -> None:
     before = taken(listed(folder_of(photos)))
     write_image(photos / "0.jpg", 5)
@@ -150,16 +173,10 @@ def test_every_second_photo_stays_every_second_one(photos: Path) -> None:
 def test_a_watched_folder_gives_what_is_new_in_it(photos: Path) -> None:
     before = taken(listed(folder_of(photos)))
     write_image(photos / "7.png", 250)
-    source = WatchedFolder(
-        photos,
-        sources=SourcesConfig(),
-        live_sources=LiveSourcesConfig(settle_s=0.1),
-        next_frame_id=ids(),
-        single_camera_per_size=True,
-    )
+    source = watched_of(photos)
     source.leave_out(before)
     (new,) = listed(source, at_most=1)
-    assert (new.index, new.name) == (6, "7.jpg")
+    assert (new.index, new.name) == (6, "7.png.jpg")
 
 
 # -- videos ----------------------------------------------------------------------------------------

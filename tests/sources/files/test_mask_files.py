@@ -51,6 +51,17 @@ def test_a_photo_has_the_mask_of_its_name(tmp_path: Path, mask_name: str, given:
     assert whole.mask is None
 
 
+@pytest.mark.parametrize("mask_name", ["a.tif.png", "a.png", "a_mask.png"])
+def test_a_photo_that_is_encoded_anew_has_the_mask_of_its_own_name(
+    tmp_path: Path, mask_name: str
+) -> None:
+    write_image(tmp_path / "a.tif", 50)
+    write_mask(tmp_path / "masks" / mask_name, MASK)
+    (frame,) = read_frames(open_folder(tmp_path))
+    assert frame.name == "a.tif.jpg"
+    assert has_mask(frame, MASK)
+
+
 def test_colmaps_name_goes_before_the_others(tmp_path: Path) -> None:
     write_image(tmp_path / "images" / "a.jpg")
     write_mask(tmp_path / "masks" / "a.jpg.png", MASK)

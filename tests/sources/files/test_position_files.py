@@ -40,6 +40,28 @@ def test_positions_are_read_by_the_names_of_columns(text: str, tmp_path: Path) -
     assert read(tmp_path / "positions.txt", text) == PLACE
 
 
+@pytest.mark.parametrize("name", ["IMG_1.HEIC", "IMG_1.jpg", "IMG_1", "IMG_1.HEIC.jpg"])
+@pytest.mark.parametrize("photo", ["IMG_1.HEIC", "card/IMG_1.HEIC.jpg"])
+def test_a_photo_and_its_keyframe_image_are_found_by_the_names_that_either_has(
+    name: str, photo: str, tmp_path: Path
+) -> None:
+    text = f"name,lat,lon,alt\n{name},47.5,-8.25,430\n"
+    assert read(tmp_path / "places.csv", text, photo) == PLACE
+
+
+def test_a_photo_and_its_twin_in_another_format_have_positions_of_their_own(
+    tmp_path: Path,
+) -> None:
+    text = "name,lat,lon,alt\nIMG_1.HEIC,47.5,-8.25,430\nIMG_1.JPG,1,1,1\n"
+    for photos in (("IMG_1.HEIC", "IMG_1.JPG"), ("IMG_1.HEIC.jpg", "IMG_1.JPG")):
+        first, second = read_all(tmp_path / "places.csv", text, *photos)
+        assert first == PLACE
+        assert second is not None
+        assert second.latitude_deg == 1.0
+        alone = "name,lat,lon,alt\nIMG_1,47.5,-8.25,430\n"
+        assert read_all(tmp_path / "places.csv", alone, *photos) == [PLACE, PLACE]
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_a_file_in_utf_16_with_a_byte_order_mark_is_read(encoding: str, tmp_path: Path) -> None:
     mark = "" if encoding == "utf-16" else "\ufeff"

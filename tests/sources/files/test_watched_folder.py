@@ -168,7 +168,7 @@ def test_photos_that_are_there_come_first_and_in_natural_order_then_those_that_a
 
     items = read(folder, after=arrive, until=num_photos(5))
     frames = [item for item in items if isinstance(item, Frame)]
-    assert names_of(items) == ["img1.jpg", "img2.jpg", "img10.jpg", "img0.jpg", "img00.jpg"]
+    assert names_of(items) == ["img1.jpg", "img2.bmp.jpg", "img10.jpg", "img0.jpg", "img00.jpg"]
     assert [frame.index for frame in frames] == list(range(5))
     assert [frame.frame_id for frame in frames] == list(range(1, 6))
     assert [frame.captured_at_s for frame in frames] == [0.0, 1.0, 2.0, 3.0, 4.0]
@@ -304,7 +304,7 @@ def test_frame_names_stay_unique_whatever_arrives(tmp_path: Path) -> None:
 
     rename_into(tmp_path / "a.png", 250)
     names = names_of(read(watch(tmp_path), after=arrive, until=num_photos(5)))
-    assert names == ["a.jpg", "a.jpg.jpg", "a.bmp.jpg", "a_.jpg", "a_.jpg.jpg"]
+    assert names == ["a.png.jpg", "a.jpg", "a.bmp.jpg", "a_.jpg", "a_.jpg.jpg"]
 
 
 def test_the_same_bytes_again_are_a_duplicate(tmp_path: Path) -> None:
