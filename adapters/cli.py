@@ -35,6 +35,7 @@ import typer.core
 from adapters.exhaustion import exhaustion_in_words
 from adapters.native_log import native_log_captured
 from adapters.open_source import photos_together, refuse_unknown_sources
+from adapters.screen import has_screen
 from adapters.sources.files.photo_list import photo_list_of
 from adapters.views.view_mode import ViewMode
 from engine.errors import (
@@ -930,7 +931,9 @@ def _finish(
     if is_made and recordings:
         viewer = Path(sys.executable).with_name("rerun")
         files = " ".join(map(str, recordings))
-        _say(f"look at it again: {os.path.relpath(viewer)} {files}")
+        command = os.path.relpath(viewer)
+        in_browser = "" if has_screen() else f", or in a browser: {command} --web-viewer {files}"
+        _say(f"look at it again: {command} {files}{in_browser}")
     if outcome.stopped_by != "end_of_sources":
         _say(f"go on with it: livesfm resume {outcome.path}")
     lines = [

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.install_advice import how_to_install
+from adapters.screen import has_screen
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -199,13 +200,9 @@ def _srt() -> Finding:
 
 
 def _viewer() -> Finding:
-    needs_display = sys.platform.startswith("linux")
-    has_screen = not needs_display or any(
-        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
-    )
     if importlib.util.find_spec("rerun_cli") is None:
         problem = "the installed rerun-sdk has no viewer program"
-    elif not has_screen:
+    elif not has_screen():
         problem = "no screen here: --view serve shows the run in a browser"
     else:
         return _viewer_window(is_ready=True, detail="--view spawn opens it")

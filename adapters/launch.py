@@ -167,6 +167,8 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
     from adapters.resume import roles_of
 
     roles = roles_of(specs, sources, former)
+    if options.record_input is not None:
+        roles = [role.with_recording(os.path.realpath(options.record_input)) for role in roles]
     if calibrations is not None:
         _refuse_misfits(calibrations, sources)
     with native_log_captured():

@@ -66,6 +66,7 @@ class SourceOpened(Event):
     prefix: str  # of its frames' names and its cameras' keys; "": none
     is_live: bool
     fingerprint: str  # changes with the files that it reads; "": unknown
+    recording: str = ""  # folder where what it sends is kept; "": it is not kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

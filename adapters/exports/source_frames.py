@@ -1,7 +1,7 @@
 """Frames of a run, read once more from where the run had them.
 
 Files, ROS recordings and ``synthetic:town`` are opened as the run opened them. Of live sources only
-what ``livesfm run --record-input`` kept can be read again.
+what ``livesfm run --record-input`` kept can be read again; it is, as long as it lies where it was.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import AsyncGenerator, Collection, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.open_source import open_source
@@ -104,7 +104,7 @@ def config_of(run: Path) -> Config:
 
 
 def _opened_sources(run: Path) -> list[SourceOpened]:
-    """The sources of a run, each as it was opened last."""
+    """The sources of a run, each as it was opened last, with the recording of any part."""
     path = run / "events.jsonl"
     opened: dict[tuple[str, str], SourceOpened] = {}
     try:
@@ -113,7 +113,9 @@ def _opened_sources(run: Path) -> list[SourceOpened]:
             while line := file.readline(_MAX_LINE_BYTES):
                 event = _opened_source(line)
                 if event is not None:
-                    opened[event.source, event.prefix] = event
+                    before = opened.get((event.source, event.prefix), event)
+                    recording = event.recording or before.recording
+                    opened[event.source, event.prefix] = replace(event, recording=recording)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     return list(opened.values())
@@ -139,6 +141,14 @@ def _address_of(opened: SourceOpened) -> str:
     """
     if replayed_folder(opened.address) is not None:
         return opened.address
+    if opened.is_live and opened.recording:
+        if not _is_recording(opened.recording):
+            raise ConfigError(
+                f"{opened.source}: was live, and what it sent between keyframes was kept in"
+                f" {opened.recording}, where no recording is now: --source DIR says where it lies;"
+                " --frames keyframes needs none"
+            )
+        return opened.recording
     if opened.is_live:
         raise ConfigError(
             f"{opened.source}: was live, and what it sent between keyframes is gone; a run with"
@@ -169,7 +179,7 @@ def _read_recording(
     address: str, sources: Sequence[FrameSource], wanted: frozenset[str], *, config: Config
 ) -> Iterator[SourceFrame]:
     folder = replayed_folder(address) or Path(address)
-    prefixes = {source.label: source for source in sources}
+    prefixes = {source.label: source for source in sources if source.address == address}
     for label, arrival in read_recorded(folder, config=config.sources):
         source = prefixes.get(label)
         if source is not None and source.name_of(arrival.name) in wanted:

@@ -6,10 +6,10 @@ every interface. Viewers started here send no usage statistics.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from typing import IO
 from urllib.parse import quote
 
 from adapters.live.listening import free_address
+from adapters.screen import has_screen
 from adapters.views.viewer_process import ViewerProcess
 from engine.config import ViewsConfig
 from engine.errors import ConfigError
@@ -145,8 +146,10 @@ def free_endpoint(bind: str, port: int, *, port_setting: str) -> Endpoint:
         ip, free_port = free_address(bind, port)
     except OSError as error:
         reason = error.strerror or str(error)
+        is_taken = error.errno == errno.EADDRINUSE
+        advice = f"; take another port: --set {port_setting}=N" if is_taken else ""
         raise ConfigError(
-            f"views.bind, {port_setting}: cannot listen on {bind}, port {port}: {reason}"
+            f"views.bind, {port_setting}: cannot listen on {bind}, port {port}: {reason}{advice}"
         ) from error
     return Endpoint(ip=ip, port=free_port)
 
@@ -227,8 +230,7 @@ def viewer_environment() -> dict[str, str]:
 
 
 def _require_screen() -> None:
-    has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if sys.platform.startswith("linux") and not has_screen:
+    if not has_screen():
         raise ConfigError("the view 'spawn' needs a screen; use 'serve' or 'record' instead")
 
 

@@ -970,6 +970,7 @@ def _opened(source: Source, role: SourceRole) -> SourceOpened:
         prefix=role.prefix,
         is_live=source.info.is_live,
         fingerprint=source.fingerprint if isinstance(source, ResumableSource) else "",
+        recording=role.recording,
     )
 
 

@@ -65,12 +65,17 @@ class SourceRole:
     label: str  # of its frames; another one than its own where it goes on under another path
     prefix: str = ""  # of its frames' names and its cameras' keys; "": none
     address: str = ""  # that opens it again; "": none that may be kept
+    recording: str = ""  # folder where what it sends is kept; "": it is not kept
     taken: TakenFrames = _NOTHING_TAKEN
     part: int = 1  # of the run; frames of live sources have it in their names from 2 on
 
     def with_address(self, address: str) -> SourceRole:
         """The same with what opens the source again."""
         return replace(self, address=address)
+
+    def with_recording(self, folder: str) -> SourceRole:
+        """The same with where what the source sends is kept."""
+        return replace(self, recording=folder)
 
     @classmethod
     def of_all(cls, sources: Sequence[Source]) -> list[SourceRole]:

@@ -316,6 +316,20 @@ def test_the_last_lines_say_what_the_dense_map_came_to(launches: Launches, tmp_p
     assert "dense map" not in livesfm("run", "photos", "--out", str(run), "--overwrite").output
 
 
+def test_a_recording_is_looked_at_in_a_browser_where_there_is_no_screen(
+    launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = Path("run/recording.rrd")
+    recording.parent.mkdir()
+    recording.touch()
+    for has_screen in (True, False):
+        monkeypatch.setattr(cli, "has_screen", lambda has_screen=has_screen: has_screen)
+        output = livesfm("run", "photos", "--out", "run").stdout
+        (line,) = [line for line in output.splitlines() if line.startswith("look at it again")]
+        assert f"rerun {recording}" in line
+        assert line.endswith(f"rerun --web-viewer {recording}") is not has_screen
+
+
 def test_the_last_lines_say_why_a_map_is_not_georeferenced(launches: Launches) -> None:
     launches.summary = {"not_georeferenced": "0 of its 18 keyframes have a position"}
     lines = livesfm("run", "photos").output.splitlines()

@@ -467,6 +467,13 @@ def test_a_recording_that_cannot_be_made_costs_no_former_run(tmp_path: Path, pho
         assert (run / "summary.json").is_file()
 
 
+def test_a_run_says_where_what_it_receives_is_kept(tmp_path: Path, photos: Path) -> None:
+    kept = tmp_path / "input"
+    written = Written.by(launch(QUIET, options(tmp_path / "run", photos, record_input=kept)))
+    (opened,) = written.of_kind("SourceOpened")
+    assert opened["recording"] == str(kept)
+
+
 def test_a_run_that_is_refused_leaves_no_recording(tmp_path: Path, photos: Path) -> None:
     with pytest.raises(ConfigError, match="not empty"):
         launch(QUIET, options(photos, photos, record_input=tmp_path / "input"))

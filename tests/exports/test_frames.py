@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import csv
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,13 @@ import adapters.exports.frames as frames_module
 from adapters.exports.export import Export, ExportFormat, export
 from adapters.exports.job import ExportCancelledError
 from adapters.exports.source_frames import SourceFrame, read_frames
+from adapters.recordings.input_recording import FolderRecording
+from adapters.sources.files.video_file import VideoFile
+from engine.config import Config, SourcesConfig
 from engine.errors import ConfigError
-from engine.types import Uint8Array
+from engine.types import Frame, FrameId, Uint8Array
 from tests.support.plane_runs import PlaneRun, frame_name, make_plane_run, write_opened
+from tests.support.received import items_of
 from tests.support.small_videos import write_video
 from tests.support.trainer_readers import READERS, read_as_gaussian_splatting
 
@@ -191,7 +197,7 @@ def test_another_file_than_the_run_read_is_refused(
 @pytest.mark.parametrize(
     ("address", "is_live", "words"),
     [
-        ("rtsp://host/1", True, "--record-input"),
+        ("rtsp://host/1", True, "a run with --record-input DIR keeps it"),
         ("", False, "secret"),
         ("/nowhere/walk.mp4", False, "no such file"),
     ],
@@ -205,6 +211,39 @@ def test_a_source_that_cannot_be_read_again_is_named_with_the_way_out(
         exported(plane, tmp_path / "out", "all")
     assert type(caught.value).__name__ in {"ConfigError", "SourceError"}
     assert not (tmp_path / "out").exists()
+
+
+def record_video(video: Path, folder: Path) -> None:
+    """What a run over a video with --record-input keeps."""
+    ids = itertools.count(1)
+    source = VideoFile(video, config=SourcesConfig(), next_frame_id=lambda: FrameId(next(ids)))
+    recording = FolderRecording.create(folder, config=Config(), sources=[source.info])
+
+    async def record() -> None:
+        async for item in items_of(source):
+            assert isinstance(item, Frame)
+            recording.add_frame(item, source_idx=0)
+
+    asyncio.run(record())
+    recording.close()
+
+
+def test_frames_of_a_live_source_come_from_the_recording_that_the_run_made(tmp_path: Path) -> None:
+    plane = make_plane_run(tmp_path, num_frames=9)
+    kept = tmp_path / "kept"
+    write_opened(
+        plane.path, plane.video, address="rtsp://host/1", is_live=True, recording=str(kept)
+    )
+    with pytest.raises(ConfigError, match=f"kept in {kept}, where no recording is now"):
+        exported(plane, tmp_path / "gone", "all")
+    record_video(plane.video, kept)
+    done = exported(plane, tmp_path / "out", "all")
+    assert done.num_images == 9
+    events = plane.path / "events.jsonl"
+    first_part = events.read_text()
+    write_opened(plane.path, plane.video, address="rtsp://host/1", is_live=True)
+    events.write_text(first_part + events.read_text())  # it was resumed
+    assert exported(plane, tmp_path / "again", "all").num_images == 9
 
 
 def test_a_run_that_did_not_end_has_no_poses_between_keyframes(tmp_path: Path) -> None:

@@ -185,10 +185,17 @@ def _write_tables(
     write_opened(run, video, address=str(video))
 
 
-def write_opened(run: Path, video: Path, *, address: str, is_live: bool = False) -> None:
+def write_opened(
+    run: Path, video: Path, *, address: str, is_live: bool = False, recording: str = ""
+) -> None:
     """What the run's events say of its source."""
     event = SourceOpened(
-        source=str(video), address=address, prefix="", is_live=is_live, fingerprint=""
+        source=str(video),
+        address=address,
+        prefix="",
+        is_live=is_live,
+        fingerprint="",
+        recording=recording,
     )
     record = {**event.as_record(), "at_s": 0.0}
     (run / "events.jsonl").write_text(json.dumps(record) + "\n")

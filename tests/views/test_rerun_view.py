@@ -733,6 +733,13 @@ def test_a_view_that_would_show_nothing_is_refused(mode: ViewMode) -> None:
         RerunView.open("test", mode=mode, recording_path=None, config=CONFIG)
 
 
+def test_a_port_that_is_taken_is_named_with_the_setting_of_another() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ConfigError, match=r"already in use; .*--set views\.grpc_port=N$"):
+            free_endpoint("127.0.0.1", port, port_setting="views.grpc_port")
+
+
 @pytest.mark.parametrize("setting", ["grpc_port", "web_port"])
 def test_a_port_that_is_taken_is_refused_by_its_setting(setting: str) -> None:
     with socket.socket() as taken:

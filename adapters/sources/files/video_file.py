@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from adapters.images.decoding import refused_by_size
 from adapters.images.intrinsics import IntrinsicsReader, is_spherical_prior
 from adapters.live.blocking import iterate_in_thread
+from adapters.sources.files.mp4_boxes import lacks_index
 from adapters.sources.files.photo_search import VIDEO_SUFFIXES
 from adapters.sources.files.video_frames import (
     decode_packet,
@@ -281,6 +282,12 @@ def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         # Absolute, because FFmpeg takes what stands before a colon for a protocol.
         container = open_container(str(path.absolute()))
     except (av.error.FFmpegError, OSError) as error:
+        if lacks_index(path):
+            raise SourceError(
+                f"{path}: the video has no index (moov): its recording was not finished, or not all"
+                " of it was copied; copy it again, or let a tool repair it by another video of the"
+                " same camera"
+            ) from error
         kind = "" if path.suffix.lower() in VIDEO_SUFFIXES else "no photo by its name, and "
         words = f"{path}: {kind}not a readable video: {error.strerror or error}"
         raise SourceError(words) from error
