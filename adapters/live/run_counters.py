@@ -36,7 +36,7 @@ LATENCY_WINDOW = 300  # frames: ten seconds of video
 class RunCounters:
     """Counts of a run so far; ``update`` takes every event, in order."""
 
-    frames_received: int = 0
+    frames_received: int = 0  # those that were dropped undecoded, too
     frames_posed: int = 0
     keyframes: int = 0
     registered: int = 0
@@ -83,6 +83,7 @@ class RunCounters:
                 self.frames_received += 1
             case FrameDropped():
                 self.dropped_by_reason[event.reason] += event.num_frames
+                self.frames_received += event.num_frames if event.frame_id is None else 0
             case FramePosed() if event.is_first:
                 self.frames_posed += 1
                 self._add_latency(event.latency_s)

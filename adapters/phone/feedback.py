@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
+from adapters.phone.doubt_words import doubt_in_words
 from adapters.phone.messages import Direction
 from adapters.phone.motion_blur import MotionBlur
 from engine.events import (
@@ -75,7 +76,7 @@ class PhoneState:
     advice: Advice
     hint: str  # one short sentence
     verdict: VerdictLevel  # on the whole map
-    doubt: str  # the gravest reason for it and what helps; empty: none
+    doubt: str  # the gravest reason for it and what helps, without frames; empty: none
     doubt_age_s: float | None  # since this phone filmed what it is about; None: it did not
     num_frames: int  # of this phone that reached the engine
     num_keyframes: int  # of the run
@@ -238,7 +239,7 @@ class RunFeedback:
             advice=advice,
             hint=hint,
             verdict=self._verdict.level,
-            doubt=self._verdict.reasons[0].sentence if self._verdict.reasons else "",
+            doubt=doubt_in_words(self._verdict.reasons[0]) if self._verdict.reasons else "",
             doubt_age_s=self._doubt_age_s(progress),
             num_frames=progress.num_frames,
             num_keyframes=self._num_keyframes,

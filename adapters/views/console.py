@@ -157,7 +157,7 @@ def status_line(counters: RunCounters, total_frames: int | None) -> str:
     median, high = format_latency(counters)
     latency = [f"latency {median} (p95 {high})"] if counters.has_live_source else []
     parts = [
-        f"frames {frames}",
+        f"received {frames} frames",
         f"keyframes {counters.keyframes}",
         f"registered {counters.registered}",
         f"points {counters.points3D}",
@@ -228,7 +228,7 @@ def _frames_line(counters: RunCounters, total_frames: int | None) -> RenderableT
     text = Text(f"{received:,}", style="bold", no_wrap=True, overflow="ellipsis")
     if total_frames:
         text.append(f" of {total_frames:,}", style="not bold")
-    text.append(" frames", style="not bold bright_black")
+    text.append(" received", style="not bold bright_black")
     if counters.dropped:
         text.append(f"   dropped {format_drops(counters)}", style="not bold yellow")
     if not total_frames:  # unknown, or none is to come

@@ -282,7 +282,7 @@ def test_figures_come_once_a_second(tmp_path: Path) -> None:
     with running_broker(tmp_path) as broker:
         first, second = asyncio.run(run(broker))[:2]
     assert (first["frames"], first["dropped"], first["latency_p95_s"]) == (0, {}, None)
-    assert (second["frames"], second["dropped"]) == (3, {"overload": 3})
+    assert (second["frames"], second["dropped"]) == (6, {"overload": 3})
 
 
 def ground(coverage: str) -> GroundPicture:

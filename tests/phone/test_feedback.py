@@ -403,6 +403,19 @@ def test_what_is_doubted_of_the_map_is_shown_with_the_gravest_reason(mapping: St
     assert mapping.state().doubt == ""
 
 
+def test_a_doubt_says_what_to_do_and_names_no_frames(mapping: Story) -> None:
+    (reason,) = verdict_of(VerdictLevel.DOUBTFUL).reasons
+    sentence = "the pairs of frame 59 contradict their places in the map: leave them out of it"
+    misplaced = replace(reason, kind="misplaced", sentence=sentence)
+    mapping.feedback.take(
+        VerdictChanged(verdict=Verdict(level=VerdictLevel.DOUBTFUL, reasons=(misplaced,)))
+    )
+    assert mapping.state().doubt == (
+        "a part may lie in the wrong place: go back and film that part again, more slowly and with"
+        " more overlap"
+    )
+
+
 def test_a_doubt_says_how_long_ago_its_frames_were_filmed(mapping: Story) -> None:
     verdict = verdict_of(VerdictLevel.DOUBTFUL)
     (reason,) = verdict.reasons

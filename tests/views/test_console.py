@@ -155,7 +155,7 @@ def test_the_counters_add_up_over_a_run() -> None:
     for event in a_short_run():
         counters.update(event)
 
-    assert counters.frames_received == 4
+    assert counters.frames_received == 4 + 1, "one was never decoded"
     assert counters.frames_posed == 4
     assert counters.keyframes == 3
     assert counters.registered == 3
@@ -369,7 +369,7 @@ def test_a_stream_that_is_no_terminal_gets_plain_lines_without_control_codes() -
     assert "00:01  warning: dropped 7.jpg as unreadable: the JPEG ends early" in lines
     assert "00:01  snapshot 000001: 3 keyframes, 1,230 points" in lines
     assert lines[-1] == (
-        "00:01  frames 4/10  keyframes 3  registered 3  points 1230  error 0.60 px  "
+        "00:01  received 5/10 frames  keyframes 3  registered 3  points 1230  error 0.60 px  "
         "latency 25 ms (p95 38 ms)  dropped 1 (1 unreadable)  loops 1  snapshots 1  "
         "verdict good"
     )
@@ -464,7 +464,7 @@ def test_a_resumed_run_to_which_nothing_comes_says_once_what_it_has() -> None:
     )
     view.close()
     (line,) = (line for line in stream.getvalue().splitlines() if "keyframes" in line)
-    assert line.startswith("01:00  frames 0  keyframes 18  registered 17  ")
+    assert line.startswith("01:00  received 0 frames  keyframes 18  registered 17  ")
 
 
 class FakeTerminal(io.StringIO):

@@ -83,6 +83,7 @@ class ImageFolder:
         self._config = config
         self._next_frame_id = next_frame_id
         self._single_camera_per_size = single_camera_per_size
+        self._is_list = isinstance(photos, PhotoList)
         if isinstance(photos, PhotoList):
             found, path = find_listed(photos), photos.folder
         else:
@@ -130,6 +131,8 @@ class ImageFolder:
     def _oddities(self, taken: TakenFrames, found: Mapping[int, int]) -> list[str]:
         """Which photos that were taken are gone or have changed."""
         gone = [name for index, name in taken.names.items() if index not in found]
+        if self._is_list:
+            gone = []  # they are not named this time
         before = dict(enumerate(taken.fingerprint.split()))
         changed = [
             taken.names[index]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from engine.frame_names import clock_span, named, stretches
+from engine.frame_names import clock_span, frame_in_words, named, stretches
 from engine.mapping.verdict.map_evidence import DISPUTED_RATIO, MapEvidence, PlaceEvidence
 from engine.types import (
     CameraFigures,
@@ -596,14 +596,7 @@ def _cameras(evidence: MapEvidence) -> Reasons:
             continue
         name = f"camera {camera.camera_key}" if several else "the camera"
         if several and camera.is_unvouched and camera.num_registered <= _FEW_IMAGES:
-            yield VerdictReason(
-                kind="camera_few_images",
-                level=VerdictLevel.DOUBTFUL,
-                sentence=(
-                    f"{name}: its calibration rests on {camera.num_registered} of its images; keep"
-                    " the zoom while filming, film more with it, or give its calibration"
-                ),
-            )
+            yield _few_images(evidence, camera, name)
         yield from _other_focal(evidence, camera, name)
         for kind, doubt in zip(camera.doubt_kinds, camera.doubts, strict=True):
             yield VerdictReason(
@@ -611,6 +604,23 @@ def _cameras(evidence: MapEvidence) -> Reasons:
                 level=_level_of(camera, kind, evidence),
                 sentence=f"{name}: {doubt}; {_help_with(kind)}",
             )
+
+
+def _few_images(evidence: MapEvidence, camera: CameraFigures, name: str) -> VerdictReason:
+    """The images of a camera that are too few to calibrate it, by their names."""
+    key = camera.camera_key
+    own = [one.keyframe for one in evidence.places if one.keyframe.calibration_key == key]
+    images = [frame_in_words(index=k.index, name=k.name, is_photo=k.is_photo) for k in own]
+    which = f" ({' and '.join(images)})" if images else ""
+    return VerdictReason(
+        kind="camera_few_images",
+        level=VerdictLevel.DOUBTFUL,
+        sentence=(
+            f"{name}: its calibration rests on {camera.num_registered} of its images{which}; keep"
+            " the zoom while filming, film more with it, or give its calibration"
+        ),
+        frame_ids=tuple(one.frame_id for one in own),
+    )
 
 
 def _other_focal(evidence: MapEvidence, camera: CameraFigures, name: str) -> Reasons:

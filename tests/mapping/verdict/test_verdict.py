@@ -133,6 +133,23 @@ def only_reason(given: MapEvidence) -> VerdictReason:
     return reason
 
 
+def test_a_camera_of_few_images_is_doubted_with_their_names() -> None:
+    given = evidence(
+        is_photo=True,
+        cameras=(camera(), camera(camera_key="phone", num_registered=2)),
+    )
+    places = tuple(
+        replace(one, keyframe=replace(one.keyframe, calibration_key="phone"))
+        if one.keyframe.frame_id in (3, 7)
+        else one
+        for one in given.places
+    )
+    (reason,) = judge(replace(given, places=places)).reasons
+    assert reason.kind == "camera_few_images"
+    assert "rests on 2 of its images (photo 003.jpg and photo 007.jpg); keep" in reason.sentence
+    assert reason.frame_ids == (3, 7)
+
+
 def test_a_map_that_nothing_speaks_against_is_good() -> None:
     verdict = judge(evidence(cameras=(camera(),), num_positions=18, num_rejected_positions=2))
     assert verdict.level is GOOD

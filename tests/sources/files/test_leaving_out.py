@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Iterable
 from contextlib import aclosing
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -15,6 +15,7 @@ import pytest
 
 from adapters.sources.files import video_file, video_frames
 from adapters.sources.files.image_folder import ImageFolder
+from adapters.sources.files.photo_list import PhotoList
 from adapters.sources.files.video_file import VideoFile
 from adapters.sources.files.watched_folder import WatchedFolder
 from adapters.town.source import SyntheticTown, parse_town_spec
@@ -32,7 +33,7 @@ def ids() -> Any:
     return lambda: FrameId(next(counter))
 
 
-def folder_of(path: Path, **limits: Any) -> ImageFolder:
+def folder_of(path: Path | PhotoList, **limits: Any) -> ImageFolder:
     return ImageFolder(
         path,
         config=SourcesConfig(**limits),
@@ -130,6 +131,14 @@ def test_photos_that_came_into_the_folder_follow_those_that_were_taken(photos: P
     source = folder_of(photos)
     assert source.leave_out(before) == []
     assert [(one.index, one.name) for one in listed(source)] == [(6, "0.jpg"), (7, "7.jpg")]
+
+
+def test_photos_that_are_not_named_this_time_are_not_said_to_be_gone(photos: Path) -> None:
+    before = taken(listed(folder_of(photos))[:4])
+    files = (PurePosixPath("4.jpg"), PurePosixPath("6.jpg"))
+    source = folder_of(PhotoList(folder=photos, files=files))
+    assert source.leave_out(before) == []
+    assert names(listed(source)) == ["6.jpg"]
 
 
 def test_photos_that_are_gone_or_others_now_are_named(photos: Path) -> None:
