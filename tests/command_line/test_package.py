@@ -115,6 +115,8 @@ def test_a_wheel_holds_all_files_of_the_packages_and_nothing_else(wheel: Path) -
     }
     presets = {f"engine/presets/{path.name}" for path in preset_paths().values()}
     assert names == packaged | presets
+    typed = {"engine/py.typed", "adapters/py.typed", "livesfm/py.typed"}
+    assert typed <= names  # else what livesfm has from the engine is Any to a program's mypy
     assert "adapters/phone/page/page.html" in names
     assert "adapters/report/page/report.html.jinja" in names
 
