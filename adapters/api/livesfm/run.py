@@ -303,7 +303,8 @@ class Run:
         """
         import pycolmap
 
-        folder = self.path / "latest" / "sparse" / str(number)
+        # Resolved once: the link moves with each snapshot, and a model is several files.
+        folder = (self.path / "latest").resolve() / "sparse" / str(number)
         if not (folder / "cameras.bin").exists():
             return None
         return pycolmap.Reconstruction(folder)
