@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from engine.regular_files import regular_file_size
+
 _HEADER_BYTES = 8  # of a box: 4 of its size, 4 of its type (ISO 14496-12, section 4.2)
 _LARGE_BYTES = 8  # of a size that takes more than 4, behind the type
 _MAX_BOXES = 10_000
@@ -21,6 +23,7 @@ def lacks_index(path: Path) -> bool:
     that anybody could miss.
     """
     try:
+        regular_file_size(path)  # a pipe would be waited for
         with path.open("rb") as file:
             kinds = list(_kinds_of_boxes(file))
     except OSError:

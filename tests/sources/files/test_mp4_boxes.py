@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,5 @@ def test_a_video_that_was_cut_off_is_refused_with_what_is_missing_and_what_to_do
 
 def test_a_file_that_is_gone_lacks_nothing(tmp_path: Path) -> None:
     assert not lacks_index(tmp_path / "none.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")  # is not waited for
+    assert not lacks_index(tmp_path / "pipe.mp4")
