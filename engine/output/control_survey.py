@@ -19,7 +19,12 @@ from engine.geo.control_points import ControlFit, PlacedPoint, lay_onto_control_
 from engine.geo.map_shift import MapShift
 from engine.geometry import camera_center
 from engine.mapping.stored_state import StoredModel
-from engine.output.former_place import FormerPlace, origin_record, place_by_positions
+from engine.output.former_place import (
+    BY_POSITIONS,
+    FormerPlace,
+    origin_record,
+    place_by_positions,
+)
 from engine.output.georeferencing_later import Laid, refuse_unfinished, scale_words, write_laid
 from engine.output.placement_doubts import far_move, wrong_bars
 from engine.output.run_lock import RunLock
@@ -239,7 +244,7 @@ def _laid_onto_points(
     shift = None if before is None else before.shift_of(marks.centers, onto, onto=origin)
     record = {
         **_record(surveyed, fit, marks, bar_records),
-        **({} if before is None else {"by_positions": before.as_record()}),
+        **({} if before is None else {BY_POSITIONS: before.as_record()}),
         **({} if shift is None else {"moved_from_positions": _shift_record(shift)}),
     }
     check_errors_m = fit.errors_m[[one.point.is_check for one in surveyed]]
@@ -445,6 +450,7 @@ def _compared(
         georeference=former,
         summary={"georeference": {**summary, "scale_bars": records}},
         doubts=wrong_bars(records, rmse_m=float(former["rmse_m"])),
+        is_moved=False,
     )
     return laid, ["the map has its unit from positions already", *_bar_lines(records)]
 

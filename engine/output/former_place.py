@@ -14,17 +14,19 @@ from engine.geometry import compose_poses, transform_points
 from engine.mapping.stored_state import StoredModel
 from engine.types import Float64Array, GpsFix
 
-BEFORE_POSITIONS = "before_positions"  # where a map lay that positions moved far, in its record
+BY_POSITIONS = "by_positions"  # in the `georeference` of snapshot.json: where positions had it
+FROM_FILES = "from_files"  # likewise: those came after the run; else the frames had them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FormerPlace:
-    """Where something had a map before something else moved it."""
+    """Where positions had a map before something else moved it; kept, however often it is."""
 
     origin: GpsFix
     enu_from_map: Float64Array  # (3, 4) from the map's own frame and unit
     now_from_map: Float64Array  # (3, 4) likewise, to where the newest snapshot has it
     rmse_m: float
+    is_from_files: bool  # the positions came after the run; else the frames had them
 
     def shift_of(
         self, centers: Float64Array, onto_from_now: Float64Array, *, onto: GpsFix
@@ -45,34 +47,34 @@ class FormerPlace:
             "origin": origin_record(self.origin),
             "enu_from_map": self.enu_from_map.tolist(),
             "rmse_m": self.rmse_m,
+            FROM_FILES: self.is_from_files,
         }
 
 
 def place_by_positions(
     model: StoredModel, georeference: Mapping[str, Any] | None
 ) -> FormerPlace | None:
-    """Where positions had the first map last, whatever control points made of it; None: nowhere.
+    """Where positions had the first map, those of the frames before those of files; None: nowhere.
 
     Args:
         model: the first map as the newest snapshot has it.
         georeference: of that snapshot.
     """
-    if georeference is not None and "gcp" in georeference:
-        return _placed(model, georeference.get("by_positions"))
-    return _where_it_lies(model, georeference)
-
-
-def place_before_positions(
-    model: StoredModel, georeference: Mapping[str, Any] | None
-) -> FormerPlace | None:
-    """Where the first map lay before positions moved it far, or where it lies; None: nowhere.
-
-    Args:
-        model: the first map as the newest snapshot has it.
-        georeference: of that snapshot.
-    """
-    before = None if georeference is None else georeference.get(BEFORE_POSITIONS)
-    return _where_it_lies(model, georeference) if before is None else _placed(model, before)
+    now = model.record.get("enu_from_map")
+    if georeference is None or now is None:
+        return None
+    place = georeference.get(BY_POSITIONS)
+    if place is None and "gcp" not in georeference:
+        place = {**georeference, "enu_from_map": now}
+    if place is None:
+        return None
+    return FormerPlace(
+        origin=GpsFix(**place["origin"]),
+        enu_from_map=np.array(place["enu_from_map"], np.float64),
+        now_from_map=np.array(now, np.float64),
+        rmse_m=float(place["rmse_m"]),
+        is_from_files=bool(place.get(FROM_FILES, False)),
+    )
 
 
 def origin_record(origin: GpsFix) -> dict[str, float | None]:
@@ -82,23 +84,3 @@ def origin_record(origin: GpsFix) -> dict[str, float | None]:
         "longitude_deg": origin.longitude_deg,
         "altitude_m": origin.altitude_m,
     }
-
-
-def _where_it_lies(
-    model: StoredModel, georeference: Mapping[str, Any] | None
-) -> FormerPlace | None:
-    if georeference is None:
-        return None
-    return _placed(model, {**georeference, "enu_from_map": model.record.get("enu_from_map")})
-
-
-def _placed(model: StoredModel, place: Mapping[str, Any] | None) -> FormerPlace | None:
-    now = model.record.get("enu_from_map")
-    if place is None or now is None:
-        return None
-    return FormerPlace(
-        origin=GpsFix(**place["origin"]),
-        enu_from_map=np.array(place["enu_from_map"], np.float64),
-        now_from_map=np.array(now, np.float64),
-        rmse_m=float(place["rmse_m"]),
-    )

@@ -41,7 +41,12 @@ from engine.mapping.positions.georeferencing import Placement
 from engine.mapping.steps import MapCopy
 from engine.mapping.stored_state import StoredModel
 from engine.output.files import written_atomically
-from engine.output.former_place import BEFORE_POSITIONS, FormerPlace, place_before_positions
+from engine.output.former_place import (
+    BY_POSITIONS,
+    FROM_FILES,
+    FormerPlace,
+    place_by_positions,
+)
 from engine.output.laid_onto import LAID_ONTO, record_of
 from engine.output.placement_doubts import far_move, with_doubts
 from engine.output.products_again import FORMER_FRAME, has_products, make_products_again
@@ -145,8 +150,10 @@ def georeference_run(
             fixes = _fixes_at(keyframes.times_s + clock_offset_s, track, config=config)
         placement = _placed(keyframes, fixes, config=config)
         former = json.loads((run / "latest" / "snapshot.json").read_bytes()).get("georeference")
-        before = place_before_positions(models[0], former)
-        laid = _laid(placement, before, centers=camera_center(keyframes.cam_from_map))
+        by_frames = place_by_positions(models[0], former)
+        if by_frames is not None and by_frames.is_from_files:
+            by_frames = None  # a file that mends a wrong one is not measured by it
+        laid = _laid(placement, by_frames, centers=camera_center(keyframes.cam_from_map))
         path, products = write_laid(run, models, laid, config=config, arguments=arguments)
     finally:
         lock.let_go()
@@ -262,24 +269,26 @@ class Laid:
     summary: Mapping[str, object]  # what changes in summary.json
     event: Event | None = None  # appended to events.jsonl
     doubts: tuple[VerdictReason, ...] = ()  # about the place, for the verdict
+    is_moved: bool = True  # else it keeps its place, and what is doubted about that
 
 
-def _laid(placement: Placement, before: FormerPlace | None, *, centers: Float64Array) -> Laid:
+def _laid(placement: Placement, by_frames: FormerPlace | None, *, centers: Float64Array) -> Laid:
+    """Where positions of files have the map, and what those of the frames say to that."""
     found = placement.georeference
     shift = None
-    if before is not None:
-        shift = before.shift_of(centers, found.enu_from_map, onto=found.origin)
+    if by_frames is not None:
+        shift = by_frames.shift_of(centers, found.enu_from_map, onto=found.origin)
     doubts = far_move(
         shift,
-        by="the positions",
-        from_where="those of before",
-        likely="they may be of another flight or day, or those of before were wrong",
+        by="the positions of the file",
+        from_where="those of the frames",
+        likely="the file may be of another flight or day, or its columns may be swapped",
     )
-    kept = {BEFORE_POSITIONS: before.as_record()} if before is not None and doubts else {}
+    kept = {} if by_frames is None else {BY_POSITIONS: by_frames.as_record()}
     return Laid(
         onto_from_former=found.enu_from_map,
         origin=found.origin,
-        georeference={**placement.as_record(), **kept},
+        georeference={**placement.as_record(), FROM_FILES: True, **kept},
         doubts=doubts,
         summary={
             "georeferenced": True,
@@ -501,7 +510,7 @@ def _summary(path: Path, laid: Laid, *, has_products: bool) -> dict[Path, bytes]
         return {}
     record = {**json.loads(path.read_text(encoding="utf-8")), **laid.summary}
     verdict = Verdict.from_record(record.get("verdict") or {})
-    record["verdict"] = with_doubts(verdict, laid.doubts).as_record()
+    record["verdict"] = with_doubts(verdict, laid.doubts, is_moved=laid.is_moved).as_record()
     if has_products:
         record["dense"] = {**record.get("dense", {}), FORMER_FRAME: True}
     return {path: f"{json.dumps(record, indent=2)}\n".encode()}

@@ -10,7 +10,6 @@ from engine.types import Verdict, VerdictLevel, VerdictReason
 
 _MOVED_FAR = "place_moved_far"
 _SCALE_BAR = "scale_bar_contradicts"
-_KINDS = frozenset({_MOVED_FAR, _SCALE_BAR})
 _GRAVITY = (VerdictLevel.GOOD, VerdictLevel.DOUBTFUL, VerdictLevel.WRONG)
 _BAR_RATIO = 0.02  # of its length, of marking and measuring
 _BAR_TIMES = 4.0  # the distance of the map to what placed it: two ends, two standard deviations
@@ -58,9 +57,16 @@ def wrong_bars(bars: Sequence[Mapping[str, Any]], *, rmse_m: float) -> tuple[Ver
     )
 
 
-def with_doubts(verdict: Verdict, doubts: Sequence[VerdictReason]) -> Verdict:
-    """A run's verdict with these doubts about its place, instead of those of a former one."""
-    others = [reason for reason in verdict.reasons if reason.kind not in _KINDS]
+def with_doubts(verdict: Verdict, doubts: Sequence[VerdictReason], *, is_moved: bool) -> Verdict:
+    """A run's verdict with these doubts about its place, instead of those of a former one.
+
+    Args:
+        verdict: as it was.
+        doubts: what speaks against the place as it is now.
+        is_moved: whether that is another one; else what is doubted about the move there stays.
+    """
+    outdated = {_SCALE_BAR, _MOVED_FAR} if is_moved else {_SCALE_BAR}
+    others = [reason for reason in verdict.reasons if reason.kind not in outdated]
     reasons = sorted([*doubts, *others], key=lambda one: -_GRAVITY.index(one.level))
     level = max((one.level for one in reasons), key=_GRAVITY.index, default=VerdictLevel.GOOD)
     return Verdict(level=level, reasons=tuple(reasons))

@@ -74,6 +74,15 @@ def write_csv(path: Path, world: SyntheticWorld) -> str:
     return str(path)
 
 
+def write_moved(path: Path, csv: str) -> str:
+    """The same positions, 5.6 km further north."""
+    header, *rows = Path(csv).read_text().splitlines()
+    cells = [row.split(",") for row in rows]
+    moved = [",".join([name, str(float(lat) + 0.05), *rest]) for name, lat, *rest in cells]
+    path.write_text("\n".join([header, *moved]))
+    return str(path)
+
+
 def write_gpx(path: Path, world: SyntheticWorld) -> str:
     """The positions of the frames, by a clock that is 100 s ahead of theirs from START_S on."""
     points = []
@@ -148,28 +157,38 @@ def test_a_lost_newest_snapshot_is_told_from_no_map(
 
 
 @pytest.mark.slow
-def test_positions_that_move_a_placed_map_far_make_it_doubtful_until_right_ones_come(
+def test_positions_far_from_those_of_the_frames_make_a_map_doubtful_until_right_ones_come(
     run: Path, world: SyntheticWorld, tmp_path: Path
 ) -> None:
     right = write_csv(tmp_path / "p.csv", world)
     assert not georeference(run, [right]).doubts  # the map had no place before
+    snapshot = run / "latest" / "snapshot.json"
+    record = json.loads(snapshot.read_text())
+    assert record["georeference"].pop("from_files")  # now they are as the frames' own
+    snapshot.write_text(json.dumps(record))
     verdict = json.loads((run / "summary.json").read_text())["verdict"]
-    header, *rows = Path(right).read_text().splitlines()
-    cells = [row.split(",") for row in rows]
-    moved = [",".join([name, str(float(lat) + 0.05), *rest]) for name, lat, *rest in cells]
-    other = tmp_path / "other.csv"
-    other.write_text("\n".join([header, *moved]))
+    other = write_moved(tmp_path / "other.csv", right)
     for _ in range(2):  # the same with the same positions again
-        (doubt,) = georeference(run, [str(other)]).doubts
+        (doubt,) = georeference(run, [other]).doubts
         assert "5.6 km horizontally" in doubt.sentence
         record = json.loads((run / "summary.json").read_text())["verdict"]
         assert record["level"] == "doubtful"
     command = ["georeference", str(run), "--positions"]
-    said = CliRunner().invoke(cli.app, [*command, str(other)])
+    said = CliRunner().invoke(cli.app, [*command, other])
     assert said.exit_code == cli.DOUBTED
-    assert "the map is doubtful: the positions put the cameras" in said.output
+    assert "the map is doubtful: the positions of the file put the cameras" in said.output
     assert CliRunner().invoke(cli.app, [*command, right]).exit_code == 0
     assert json.loads((run / "summary.json").read_text())["verdict"] == verdict
+
+
+@pytest.mark.slow
+def test_positions_that_mend_those_of_a_wrong_file_are_not_doubted(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    right = write_csv(tmp_path / "p.csv", world)
+    georeference(run, [write_moved(tmp_path / "other.csv", right)])
+    assert not georeference(run, [right]).doubts
+    assert json.loads((run / "summary.json").read_text())["verdict"]["level"] == "good"
 
 
 @pytest.mark.slow

@@ -215,6 +215,7 @@ def test_control_points_in_a_wrong_zone_are_far_from_the_positions_and_right_one
     wrong.write_text("\n".join([header, *moved]))
     (doubt,) = survey(run, Control(file=wrong)).doubts
     assert "UTM zone" in doubt.sentence
+    survey(run, Control(bar=bar_of_marks(world)))  # is compared only, and moves nothing
     verdict = summary_of(run)["verdict"]
     assert (verdict["level"], verdict["reasons"][0]["sentence"]) == ("doubtful", doubt.sentence)
     assert "Parts of this map may be wrong" in write_report(run).read_text()
@@ -352,11 +353,8 @@ def test_points_that_do_not_fit_change_nothing_and_say_why(
 
 @pytest.mark.slow
 def test_a_scale_bar_gives_a_map_without_a_place_its_unit(run: Path, world: SyntheticWorld) -> None:
-    ends = ["+".join(_mark_words(world, name)) for name in ("G1", "G5")]
-    places = ground(world)
-    length_m = METRES_PER_UNIT * float(np.linalg.norm(places["G1"] - places["G5"]))
     for _ in range(2):  # the second time it is metric already
-        done = survey(run, Control(bar=(ends[0], ends[1], length_m)))
+        done = survey(run, Control(bar=bar_of_marks(world)))
         assert done.lines[0].startswith("map scaled by")
         model = read_model(run / "latest" / "sparse" / "0")
         images = sorted((model.image(i) for i in model.reg_image_ids()), key=lambda one: one.name)
@@ -374,6 +372,17 @@ def test_a_scale_bar_gives_a_map_without_a_place_its_unit(run: Path, world: Synt
     assert command_to_lay_again(run).startswith(f"livesfm georeference {run} --scale-bar ")
 
 
+def bar_of_marks(world: SyntheticWorld) -> tuple[str, str, float]:
+    """From a place to another, by where images show them, and how long that is."""
+    first, second = ("+".join(_mark_words(world, name)) for name in ("G1", "G5"))
+    return first, second, length_of_bar_m(world)
+
+
+def length_of_bar_m(world: SyntheticWorld) -> float:
+    places = ground(world)
+    return METRES_PER_UNIT * float(np.linalg.norm(places["G1"] - places["G5"]))
+
+
 def _mark_words(world: SyntheticWorld, name: str) -> list[str]:
     seen = marks(world, ground(world)[name])
     return [f"{image}:{xy[0]:.2f},{xy[1]:.2f}" for image, xy in list(seen.items())[:6]]
@@ -384,15 +393,12 @@ def test_a_scale_bar_beside_control_points_is_compared(
     run: Path, world: SyntheticWorld, tmp_path: Path
 ) -> None:
     file = write_gcp(tmp_path / "g.txt", world)
-    places = ground(world)
-    length_m = METRES_PER_UNIT * float(np.linalg.norm(places["G1"] - places["G5"]))
-    survey(run, Control(file=file, bar=("G1", "G5", length_m + 1.0)))
+    survey(run, Control(file=file, bar=("G1", "G5", length_of_bar_m(world) + 1.0)))
     (bar,) = summary_of(run)["georeference"]["scale_bars"]
     assert bar["ends"] == ["G1", "G5"]
     assert bar["error_m"] == pytest.approx(-1.0, abs=0.2)
     place = (run / "latest" / "snapshot.json").read_text()
-    marks_of_ends = ["+".join(_mark_words(world, name)) for name in ("G1", "G5")]
-    done = survey(run, Control(bar=(marks_of_ends[0], marks_of_ends[1], length_m)))
+    done = survey(run, Control(bar=bar_of_marks(world)))
     assert done.lines[0] == "the map has its unit from positions already"
     georeference = summary_of(run)["georeference"]
     assert abs(georeference["scale_bars"][0]["error_m"]) < 0.2
@@ -427,7 +433,7 @@ def test_the_command_takes_positions_or_ground_control(
         assert "either --positions" in refused.output
     refused = CliRunner().invoke(cli.app, [*command, "--check", "G1"])
     assert "--check: names points of the file of --gcp" in refused.output
-    length_m = METRES_PER_UNIT * np.linalg.norm(ground(world)["G1"] - ground(world)["G5"])
+    length_m = length_of_bar_m(world)
     command += ["--gcp", file, "--check", "G2", "--scale-bar", "G1", "G5"]
     laid = CliRunner().invoke(cli.app, [*command, f"{length_m:.3f}"])
     assert laid.exit_code == 0, laid.output
