@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from concurrent.futures import Future, wait
 
 from engine.config import FaultsConfig
 from engine.events import Event, FaultOccurred, RunPart
 from engine.run.faults import Faults, Guard
+from engine.run.faults import _run as run_call
 from tests.support.waiting import HANG_S
 
 
@@ -32,15 +34,12 @@ class Hanging:
     """Calls that hang until the test ends, and a wait that knows which ones do."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_hanging = 0
-        self._num_given_up = 0
+        self._hanging: set[Future[object]] = set()
         self._released = threading.Event()
 
     def hang(self) -> None:
-        """Does not return before `release`."""
-        with self._lock:
-            self._num_hanging += 1
+        """Does not return before `release`; to be called in a guarded call."""
+        self._hanging.add(_future_of_call())
         assert self._released.wait(HANG_S)
 
     def release(self) -> None:
@@ -48,13 +47,23 @@ class Hanging:
         self._released.set()
 
     def wait(self, result: Future[object], limit_s: float) -> bool:
-        """Waits for a call as the engine does, and gives up one for each that hangs."""
+        """Waits for a call as the engine does, and gives it up if it hangs."""
         while not wait([result], timeout=0.005).done:
-            with self._lock:
-                if self._num_hanging > self._num_given_up:
-                    self._num_given_up += 1
-                    return False
+            if result in self._hanging:
+                return False
         return True
+
+
+def _future_of_call() -> Future[object]:
+    """The future of the guarded call that this thread is in; others may be waited for, too."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is run_call.__code__:
+            future = frame.f_locals["result"]
+            assert isinstance(future, Future)
+            return future
+        frame = frame.f_back
+    raise AssertionError("no guarded call")
 
 
 def guard_of(part: RunPart = RunPart.ADJUSTMENT, *, hanging: Hanging | None = None) -> Guard:
