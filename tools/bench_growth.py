@@ -26,6 +26,7 @@ import functools
 import json
 import sys
 import time
+import zlib  # noqa: F401 - before pycolmap, which brings its own
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+import zlib  # noqa: F401 - before pycolmap, which brings its own
 from pathlib import Path
 
 import numpy as np

@@ -36,6 +36,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib  # noqa: F401 - before pycolmap, which brings its own
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager

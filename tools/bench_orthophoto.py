@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import zlib  # noqa: F401 - before pycolmap, which brings its own
 from pathlib import Path
 
 import cv2

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+import zlib  # noqa: F401 - before pycolmap, which brings its own
 from dataclasses import dataclass
 from pathlib import Path
 

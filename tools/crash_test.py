@@ -34,6 +34,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zlib  # noqa: F401 - before pycolmap, which brings its own
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager

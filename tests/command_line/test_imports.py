@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, TOOLS
 from tests.support.waiting import HANG_S
 
 OPTIONAL = ["aiohttp", "aiomqtt", "matplotlib"]  # extras
@@ -197,6 +197,13 @@ def test_what_compresses_still_works_once_pycolmap_is_loaded(first: str) -> None
     program = [sys.executable, "-W", "error", "-c", f"import {first}, pycolmap; {COMPRESSES}"]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_tools_that_read_models_load_zlib_first() -> None:
+    texts = {path.name: path.read_text() for path in TOOLS.glob("*.py")}
+    readers = {name: text for name, text in texts.items() if "\nimport pycolmap" in text}
+    assert len(readers) > 3
+    assert [name for name, text in readers.items() if "\nimport zlib" not in text] == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only the wheel for Linux exports its zlib")
