@@ -137,25 +137,22 @@ def test_a_batch_without_room_has_no_rate_and_others_go_on(
     assert [(one.batch, one.per_s) for one in figures] == [(1, 2.0)] * 3 + [(2, None)] * 3
 
 
-def test_memory_is_compared_with_what_is_stated(checking: ModuleType) -> None:
+@pytest.mark.parametrize(("of_stated", "is_right"), [(0.5, True), (1.5, False)])
+def test_memory_is_compared_with_what_is_stated(
+    checking: ModuleType, monkeypatch: pytest.MonkeyPatch, of_stated: float, is_right: bool
+) -> None:
     speed = importlib.import_module("gpu_checks.speed")
     arguments = checking.parse_arguments(["--small"])
     stated = speed.stated_mb(checking._speed_options(arguments))
     assert 100 < stated < 1000
+    monkeypatch.setattr(checking, "taken_mb", lambda device, options: of_stated * stated)
+    assert checking._check_memory(arguments).is_right == is_right
 
-    def figure(allocated_mb: float, **changes: Any) -> Any:
-        given = {"what": "encode", "precision": "bfloat16", "batch": 1, "per_s": 1.0}
-        return speed.SpeedFigure(
-            **{**given, **changes}, allocated_mb=allocated_mb, reserved_mb=allocated_mb
-        )
 
-    ignored = [
-        figure(2 * stated, batch=4),
-        figure(2 * stated, precision="float32"),
-        figure(2 * stated, what=speed.WITH_POINTS),
-    ]
-    assert checking._check_memory(arguments, [figure(0.5 * stated), *ignored]).is_right
-    assert not checking._check_memory(arguments, [figure(1.5 * stated), *ignored]).is_right
+def test_memory_of_a_processor_is_not_counted(checking: ModuleType) -> None:
+    speed = importlib.import_module("gpu_checks.speed")
+    options = checking._speed_options(checking.parse_arguments(["--small", "--queries", "8"]))
+    assert speed.taken_mb("cpu", options) == 0.0
 
 
 @pytest.mark.slow

@@ -54,10 +54,10 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     for one in (one for some in checks for one in some):
         golden.append(one)
         say(_line_of(one))
-    speed, rates = _measure_speed(arguments, say)
-    if Device(name=arguments.device, dtype=torch.float32).is_cuda and 1 in arguments.batches:
-        golden.append(_check_memory(arguments, speed))
+    if Device(name=arguments.device, dtype=torch.float32).is_cuda:
+        golden.append(_check_memory(arguments))
         say(_line_of(golden[-1]))
+    speed, rates = _measure_speed(arguments, say)
     poses = None if arguments.no_poses else _measure_poses(arguments, say)
     return {
         "device": name,
@@ -74,9 +74,10 @@ def _line_of(one: GoldenCheck) -> str:
     return f"{'right' if one.is_right else 'WRONG'}  {one.what} {one.value:.3g} ({one.limit:g})"
 
 
-def _check_memory(arguments: argparse.Namespace, speed: Sequence[SpeedFigure]) -> GoldenCheck:
+def _check_memory(arguments: argparse.Namespace) -> GoldenCheck:
     """Whether a second matcher takes no more of the GPU than it is said to."""
-    taken, stated = taken_mb(speed), stated_mb(_speed_options(arguments))
+    options = _speed_options(arguments)
+    taken, stated = taken_mb(arguments.device, options), stated_mb(options)
     return GoldenCheck(
         what="one pair in bfloat16: MB", value=taken, limit=stated, is_right=taken <= stated
     )

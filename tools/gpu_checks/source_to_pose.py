@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mast3r_bench.inputs import TINY, random_network
 
 from adapters.matchers.mast3r.architecture import VIT_LARGE
+from adapters.matchers.mast3r.graphs import graphed_on
 from adapters.matchers.mast3r.matcher import Device, Mast3rMatcher
 
 if TYPE_CHECKING:
@@ -162,7 +163,9 @@ def _open_matching(
     costly = Mast3rMatcher(
         config.mast3r,
         dense=config.dense_matching,
-        network=random_network(shape, device=device.name, dtype=device.dtype),
+        network=graphed_on(
+            device.name, random_network(shape, device=device.name, dtype=device.dtype)
+        ),
         device=device,
         places=_NoPlaces(),
         is_metric=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,11 @@ from mast3r_bench.inputs import TINY, random_network
 from mast3r_bench.measuring import Probe, Stage, matrix_rate_tflops
 
 from adapters.matchers.mast3r.architecture import VIT_LARGE, Grid
+from adapters.matchers.mast3r.graphs import GraphedNetwork, graphed_on
 from adapters.matchers.mast3r.images import PATCH_PX
 from adapters.matchers.mast3r.matcher import Device, is_out_of_memory
 from adapters.matchers.mast3r.network import Mast3rNetwork
-from adapters.matchers.mast3r.query_matching import match_query_batch
+from adapters.matchers.mast3r.pair_matches import look_up_both_ways
 from adapters.matchers.mast3r.second import gpu_budget
 
 WITH_POINTS = "the same with points"
@@ -50,7 +51,7 @@ def measure_speed(device: Device, options: SpeedOptions) -> tuple[float, list[Sp
     stage = Stage(device=device, probe=Probe(device), seconds=options.seconds, repeats=1)
     matrix_tflops = matrix_rate_tflops(stage, tiny=options.is_small)
     shape = TINY if options.is_small else VIT_LARGE
-    network = random_network(shape, device=device.name, dtype=device.dtype)
+    network = graphed_on(device.name, random_network(shape, device=device.name, dtype=device.dtype))
     figures = []
     for batch in options.batches:
         work = {
@@ -77,23 +78,31 @@ def stated_mb(options: SpeedOptions) -> float:
     return (budget.weights + budget.working) / 1e6
 
 
-def taken_mb(figures: Sequence[SpeedFigure]) -> float:
-    """The most that was held in bfloat16 with one image or pair, without points."""
-    return max(
-        one.allocated_mb
-        for one in figures
-        if one.batch == 1 and one.precision == "bfloat16" and one.what != WITH_POINTS
-    )
+def taken_mb(device_name: str, options: SpeedOptions) -> float:
+    """The most that is held in bfloat16 with one image or pair, as a second matcher runs them."""
+    device = Device(name=device_name, dtype=torch.bfloat16)
+    stage = Stage(device=device, probe=Probe(device), seconds=0.0, repeats=1)
+    shape = TINY if options.is_small else VIT_LARGE
+    network = random_network(shape, device=device.name, dtype=device.dtype)
+    stage.forget_peak()
+    _encoding(network, device, options, batch=1)()
+    _matching(network, device, options, batch=1, points=False)()
+    return stage.memory().allocated_mb
 
 
 def _encoding(
-    network: Mast3rNetwork, device: Device, options: SpeedOptions, *, batch: int
+    network: Mast3rNetwork | GraphedNetwork, device: Device, options: SpeedOptions, *, batch: int
 ) -> Callable[[], object]:
     return lambda: network.encode(_images(device, options, num=batch))
 
 
 def _matching(
-    network: Mast3rNetwork, device: Device, options: SpeedOptions, *, batch: int, points: bool
+    network: Mast3rNetwork | GraphedNetwork,
+    device: Device,
+    options: SpeedOptions,
+    *,
+    batch: int,
+    points: bool,
 ) -> Callable[[], object]:
     """Decodes pairs whose images are encoded, and looks keypoints of both up in the other one."""
     width, height = options.size
@@ -109,15 +118,7 @@ def _matching(
             dtype=device.dtype,
         ).normal_()
         views = network.decode(tokens, tokens.flip(1), grid1=grid, grid2=grid, with_points=points)
-        for one, other in (views, views[::-1]):
-            match_query_batch(
-                queries_xy,
-                one.descriptors,
-                one.descriptor_confidence,
-                other.descriptors,
-                other.descriptor_confidence,
-                tolerance_px=_TOLERANCE_PX,
-            )
+        look_up_both_ways(queries_xy, queries_xy, *views, tolerance_px=_TOLERANCE_PX)
 
     return run
 

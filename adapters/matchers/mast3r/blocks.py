@@ -7,7 +7,6 @@ built. Parameters have the names they have in the public checkpoints.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +51,10 @@ def rotary_table(
     )
 
 
-@lru_cache(maxsize=32)
 def grid_rotary_table(
     grid: Grid, *, head_dim: int, base: float, dtype: torch.dtype, device: torch.device
 ) -> RotaryTable:
-    """The table for a grid of tokens, row by row. Kept: images come in few sizes."""
+    """The table for a grid of tokens, row by row."""
     rows, columns = (torch.arange(size, device=device) for size in grid)
     positions_yx = torch.cartesian_prod(rows, columns)
     return rotary_table(positions_yx, head_dim=head_dim, base=base, dtype=dtype)

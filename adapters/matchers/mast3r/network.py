@@ -6,7 +6,7 @@ Parameters have the names and shapes of the public checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,8 @@ class Mast3rNetwork(nn.Module):
         self.dec_norm = layer_norm(dim)
         self.downstream_head1 = ViewHead(shape)
         self.downstream_head2 = ViewHead(shape)
+        # Few, as images come in few sizes, and never dropped: CUDA graphs hold their addresses.
+        self._tables: dict[Hashable, RotaryTable] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -147,13 +149,18 @@ class Mast3rNetwork(nn.Module):
         return layers1, layers2
 
     def _table(self, tokens: Tensor, grid: Grid, *, head_dim: int) -> RotaryTable:
-        return grid_rotary_table(
-            grid,
-            head_dim=head_dim,
-            base=self.shape.rope_base,
-            dtype=tokens.dtype,
-            device=tokens.device,
-        )
+        key = grid, head_dim, tokens.dtype, tokens.device
+        table = self._tables.get(key)
+        if table is None:
+            table = grid_rotary_table(
+                grid,
+                head_dim=head_dim,
+                base=self.shape.rope_base,
+                dtype=tokens.dtype,
+                device=tokens.device,
+            )
+            table = self._tables.setdefault(key, table)
+        return table
 
 
 def _check_tokens(tokens1: Tensor, tokens2: Tensor, *, grid1: Grid, grid2: Grid) -> None:

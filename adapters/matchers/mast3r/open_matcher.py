@@ -15,6 +15,7 @@ import torch
 
 from adapters.matchers.mast3r.architecture import NetworkShape
 from adapters.matchers.mast3r.checkpoint import is_named_metric, load_checkpoint
+from adapters.matchers.mast3r.graphs import GraphedNetwork, graphed_on
 from adapters.matchers.mast3r.matcher import (
     Device,
     Mast3rMatcher,
@@ -35,6 +36,7 @@ from engine.types import FrameId
 logger = logging.getLogger(__name__)
 
 Places = AsmkPlaceIndex | PooledPlaceIndex
+OpenedNetwork = Mast3rNetwork | GraphedNetwork | UpstreamNetwork
 
 
 def open_mast3r(
@@ -97,7 +99,7 @@ def open_mast3r_second(
             "matching.second=mast3r needs its weights: --set mast3r.checkpoint=PATH; "
             f"to get them: {download_command()} ({WEIGHTS_LICENCE})"
         )
-    network, device, is_metric = _network_on_device(config)
+    network, device, is_metric = _network_on_device(config, may_be_graphed=False)
     if device.is_cuda:
         config = within_budget(config, network.shape, network.dtype, second=second, dense=dense)
     return Mast3rSecond(
@@ -146,12 +148,17 @@ def within_budget(
 
 
 def _network_on_device(
-    config: Mast3rConfig,
-) -> tuple[Mast3rNetwork | UpstreamNetwork, Device, bool]:
-    """The network, its device with the type of numbers it has, and whether points are metric."""
+    config: Mast3rConfig, *, may_be_graphed: bool = True
+) -> tuple[OpenedNetwork, Device, bool]:
+    """The network, its device with the type of numbers it has, and whether points are metric.
+
+    On a GPU it is graphed where that may take memory.
+    """
     device = choose_device(config)
     with _room_on(device, config):
         network, is_metric = _load_network(config, device)
+    if may_be_graphed and isinstance(network, Mast3rNetwork):
+        network = graphed_on(device.name, network)
     logger.warning("MASt3R weights %s: %s", config.checkpoint, WEIGHTS_LICENCE)
     # Upstream's runs in float32 whatever is asked.
     return network, replace(device, dtype=network.dtype), is_metric
@@ -221,9 +228,7 @@ def _multiplies_bfloat16(device: str) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _load_network(
-    config: Mast3rConfig, device: Device
-) -> tuple[Mast3rNetwork | UpstreamNetwork, bool]:
+def _load_network(config: Mast3rConfig, device: Device) -> tuple[OpenedNetwork, bool]:
     path = Path(config.checkpoint).expanduser()
     if config.implementation == "native":
         loaded = load_checkpoint(path, device=device.name, dtype=device.dtype)

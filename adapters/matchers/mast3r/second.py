@@ -25,7 +25,7 @@ _JPEG_QUALITY = 95
 _BYTES_PER_MB = 1_000_000
 # Upper bounds of what one image or pair takes, counted on tensors in the tests of this room.
 _VALUES_PER_PIXEL = 400  # of layers, descriptors and attention, in the type of the weights
-_BYTES_PER_QUERY = 160_000  # of blocks of scores, and of descriptors that are scored again
+_BYTES_PER_QUERY = 240_000  # of blocks of scores, and of descriptors that are scored again
 _LIBRARY_BYTES = 128_000_000  # workspaces of CUDA's libraries
 
 

@@ -89,8 +89,9 @@ def test_no_more_scores_exist_at_a_time_than_allowed(
 
 @pytest.mark.parametrize("num_pairs", [1, 32])
 @pytest.mark.parametrize("exponent", [16, 20, 26])
+@pytest.mark.parametrize("max_block_targets", [4096, 16384])
 def test_blocks_for_full_images_use_what_they_may_and_leave_room_for_the_second_look(
-    num_pairs: int, exponent: int
+    num_pairs: int, exponent: int, max_block_targets: int
 ) -> None:
     block = choose_block(
         num_pairs=num_pairs,
@@ -98,6 +99,7 @@ def test_blocks_for_full_images_use_what_they_may_and_leave_room_for_the_second_
         num_targets=512 * 384,
         num_components=24,
         max_block_scores=2**exponent,
+        max_block_targets=max_block_targets,
     )
     num_scores = block.num_pairs * block.num_queries * block.num_targets
     assert 2 ** (exponent - 1) < num_scores <= 2**exponent or block.num_queries == 2048

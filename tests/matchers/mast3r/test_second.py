@@ -212,12 +212,12 @@ def test_looking_keypoints_up_takes_less_than_stated() -> None:
     ones = torch.ones((1, edge, edge))
     queries_xy = np.random.default_rng(0).uniform(0.0, edge, (num, 2))
     with LiveBytes() as live:
-        match_query_batch(
-            [queries_xy],
-            maps,
-            ones,
-            maps,
-            ones,
+        match_query_batch(  # both ways at once
+            [queries_xy, queries_xy],
+            maps.expand(2, -1, -1, -1),
+            ones.expand(2, -1, -1),
+            maps.expand(2, -1, -1, -1),
+            ones.expand(2, -1, -1),
             tolerance_px=1.0,
             max_block_scores=CUDA_BLOCK_SCORES,
         )
@@ -226,11 +226,11 @@ def test_looking_keypoints_up_takes_less_than_stated() -> None:
 
 
 def test_a_card_with_little_memory_keeps_fewer_keyframes_and_a_smaller_one_is_refused() -> None:
-    small = budget_of(max_mb=2200)
+    small = budget_of(max_mb=2400)
     assert 0 < small.cache < budget_of().cache
-    assert small.weights + small.working + small.cache <= 2_200_000_000
+    assert small.weights + small.working + small.cache <= 2_400_000_000
     with pytest.raises(ConfigError, match="take .* MB in 4 bytes a weight"):
-        budget_of(max_mb=2200, num_bytes=4)
+        budget_of(max_mb=2400, num_bytes=4)
 
 
 def test_what_is_left_of_the_gpu_s_share_is_for_encoded_keyframes(
