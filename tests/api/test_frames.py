@@ -99,13 +99,13 @@ def test_closing_the_iterator_ends_what_may_be_added_and_leaves_what_was_not_rea
 
 def test_who_waits_for_room_learns_that_the_run_has_ended_and_why() -> None:
     frames = waiting_frames()
-    for _ in range(4):
-        frames.add(handed("front"))
+    for number in range(4):
+        frames.add(handed("front", at_s=float(number)))
     assert frames.add_if_room(handed("front")) is None
     with pytest.raises(TimeoutError, match=r"0\.01 s"):
         frames.add(handed("front"), timeout_s=0.01)
     with ThreadPoolExecutor(1) as thread:
-        adding = thread.submit(frames.add, handed("front"))
+        adding = thread.submit(frames.add, handed("front", at_s=4.0))
         frames.end(cause := OSError("the disk is gone"))
         with pytest.raises(RunEndedError) as raised:
             adding.result()

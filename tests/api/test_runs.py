@@ -23,7 +23,8 @@ import livesfm
 import numpy as np
 import pytest
 from livesfm import async_run
-from livesfm.frames import HandedFrame, LiveFrames
+from livesfm import frames as frames_module
+from livesfm.frames import HandedFrame, LiveFrames, WaitingFrames
 from livesfm.poses import CollectingView
 
 from adapters.evaluate import score_poses
@@ -162,6 +163,44 @@ def test_what_is_no_image_is_refused_and_costs_nothing(tmp_path: Path) -> None:
     assert result.summary["frames_received"] == 2
     assert result.summary["frames_dropped"] == {"unreadable": 1}
     assert run.reconstruction() is None
+
+
+def test_a_frame_of_a_video_is_later_than_the_one_before_it(tmp_path: Path) -> None:
+    rgb = town_frames()[0][0]
+    with livesfm.open_run(tmp_path / "run", overrides=LEAN, lossless=True) as run:
+        run.add_frame(rgb, captured_at_s=5.0)
+        for earlier_s in (5.0, 4.9):
+            with pytest.raises(ValueError, match=r"captured_at_s: .* is not later than 5\.0"):
+                run.add_frame(rgb, captured_at_s=earlier_s)
+        assert run.add_frame(rgb, captured_at_s=4.9, camera="other") == 1
+        assert run.add_frame(rgb) == 2  # now
+        assert run.add_frame(rgb) == 3
+        assert run.finish().summary["frames_received"] == 4
+    with livesfm.open_run(tmp_path / "photos", overrides=LEAN, photos=True) as run:
+        for index in range(2):
+            assert run.add_frame(rgb, captured_at_s=5.0 - index) == index
+
+
+def test_a_clock_that_is_set_back_leaves_frames_of_now_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = iter([100.0, 40.0, 200.0])
+    monkeypatch.setattr(frames_module.time, "time", lambda: next(now_s))
+    frames = WaitingFrames(SourcesConfig(), next_frame_id=lambda: FrameId(1))
+    handed = HandedFrame(image=town_frames()[0][0], camera="front", captured_at_s=None)
+    times_s = [frames._time_of(handed) for _ in range(3)]
+    assert times_s[0] == 100.0
+    assert 100.0 < times_s[1] < 100.001
+    assert times_s[2] == 200.0
+
+
+def test_a_run_to_which_nothing_came_has_no_map_that_is_good(tmp_path: Path) -> None:
+    with livesfm.open_run(tmp_path / "run", overrides=LEAN) as run:
+        verdict = run.finish().verdict
+    assert verdict.level == livesfm.VerdictLevel.WRONG
+    assert [reason.sentence for reason in verdict.reasons] == [
+        "no map: no frame came that could be used"
+    ]
 
 
 def test_encoded_images_are_kept_as_they_came(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -48,7 +49,7 @@ class HandedFrame:
 
     image: Uint8Array | bytes  # (H, W, 3) RGB, upright; or an encoded image
     camera: str
-    captured_at_s: float
+    captured_at_s: float | None  # None: when it is added
     gps: GpsFix | None = None
     intrinsics: IntrinsicsPrior | None = None
     mask: BoolArray | None = None  # (H, W), True where a pixel may be used
@@ -88,6 +89,7 @@ class _Frames(ABC):
         self._cause: BaseException | None = None  # of the end
         self._wake: Callable[[], None] | None = None  # who reads, while somebody does
         self._num_frames = 0
+        self._newest_at_s: dict[str, float] = {}  # by name of the camera, of videos
         self._names: list[str] = []  # of the cameras, by number - 1
         self._camera_keys: dict[tuple[str, int, int], str] = {}  # by name and size
         self._intrinsics = IntrinsicsReader()
@@ -105,6 +107,7 @@ class _Frames(ABC):
 
     def _arrival(self, handed: HandedFrame) -> Arrival:
         """The next arrival, as handed over; called with the lock held."""
+        captured_at_s = self._time_of(handed)
         index = self._num_frames
         self._num_frames += 1
         if handed.camera not in self._names:
@@ -115,7 +118,13 @@ class _Frames(ABC):
         name = f"camera{number:02d}/{index:06d}.{'jpg' if is_encoded else 'png'}"
 
         def decode() -> Frame | RejectedFrame:
-            decoded = self._decode(handed, index=index, name=name, received_at_s=received_at_s)
+            decoded = self._decode(
+                handed,
+                index=index,
+                name=name,
+                captured_at_s=captured_at_s,
+                received_at_s=received_at_s,
+            )
             if isinstance(decoded, RefusedImage):
                 return arrival.rejected(decoded.reason, decoded.detail)
             return decoded
@@ -124,7 +133,7 @@ class _Frames(ABC):
             source=self.info.label,
             index=index,
             name=name,
-            captured_at_s=handed.captured_at_s,
+            captured_at_s=captured_at_s,
             num_bytes=len(handed.image) if is_encoded else np.asarray(handed.image).nbytes,
             decode=decode,
             lane=handed.camera,
@@ -132,8 +141,34 @@ class _Frames(ABC):
         )
         return arrival
 
+    def _time_of(self, handed: HandedFrame) -> float:
+        """When a frame was taken; called with the lock held.
+
+        Raises:
+            ValueError: it is of a video, and not later than the camera's frame before it.
+        """
+        given_s = handed.captured_at_s
+        if not self.info.is_sequence:
+            return time.time() if given_s is None else given_s
+        newest_s = self._newest_at_s.get(handed.camera, -math.inf)
+        if given_s is None:
+            given_s = max(time.time(), math.nextafter(newest_s, math.inf))  # clocks are set back
+        if given_s <= newest_s:
+            raise ValueError(
+                f"captured_at_s: {given_s!r} is not later than {newest_s!r}, the time of the frame"
+                f" before it of camera {handed.camera!r}"
+            )
+        self._newest_at_s[handed.camera] = given_s
+        return given_s
+
     def _decode(
-        self, handed: HandedFrame, *, index: int, name: str, received_at_s: float
+        self,
+        handed: HandedFrame,
+        *,
+        index: int,
+        name: str,
+        captured_at_s: float,
+        received_at_s: float,
     ) -> Frame | RefusedImage:
         """The frame that was handed over, or why it cannot be used."""
         jpeg, gps, quarter_turns = None, handed.gps, 0
@@ -160,7 +195,7 @@ class _Frames(ABC):
             source=self.info.label,
             index=index,
             name=name,
-            captured_at_s=handed.captured_at_s,
+            captured_at_s=captured_at_s,
             received_at_s=received_at_s,
             pixels=pixels,
             jpeg=jpeg,
@@ -195,6 +230,7 @@ class _Frames(ABC):
             The frame's index; that of the next frame where it is a position.
 
         Raises:
+            ValueError: a frame is not later than its camera's frame before it; it was not added.
             TimeoutError: there was no room in time; it was not added.
             RunEndedError: the run takes no more.
         """
@@ -209,6 +245,7 @@ class _Frames(ABC):
         """Adds a frame or a position at once; None where there is no room.
 
         Raises:
+            ValueError: a frame is not later than its camera's frame before it; it was not added.
             RunEndedError: the run takes no more.
         """
         with self._changed:

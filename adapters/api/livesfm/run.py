@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -207,7 +206,8 @@ class Run:
         Args:
             image: (H, W, 3) uint8 RGB, upright, which is copied; or the bytes of an encoded image,
                 a bytearray or a memoryview of them, which is copied.
-            captured_at_s: when it was taken, on the camera's clock; by default now.
+            captured_at_s: when it was taken, on the camera's clock, later than the camera's frame
+                before it unless they are photos; by default now.
             camera: frames of one camera share a lens, and are a video, in order, unless they are
                 photos.
             gps: where it was taken.
@@ -221,7 +221,8 @@ class Run:
         Raises:
             TypeError: another argument is not of its type.
             ValueError: the image or the mask is no such array, a number is not finite, the lens
-                has no such parameters, or the camera's name is no text.
+                has no such parameters, the camera's name is no text, or the frame is not later
+                than the camera's frame before it and they are no photos.
             TimeoutError: a lossless run had no room in time; the frame was not added.
             RunEndedError: the run takes no more frames.
         """
@@ -468,7 +469,7 @@ def handed_frame(
     return HandedFrame(
         image=own,
         camera=checked_camera(camera),
-        captured_at_s=time.time() if captured_at_s is None else _time_of(captured_at_s),
+        captured_at_s=None if captured_at_s is None else _time_of(captured_at_s),
         gps=None if gps is None else checked_fix(gps, name="gps"),
         intrinsics=None if intrinsics is None else checked_prior(intrinsics),
         mask=None if mask is None else _mask_of(mask, own),

@@ -96,6 +96,11 @@ def _verdict_for(found: Iterable[VerdictReason]) -> Verdict:
 
 def _without_map(evidence: MapEvidence) -> Reasons:
     if not evidence.keyframes:
+        yield VerdictReason(
+            kind="no_map",
+            level=VerdictLevel.WRONG,
+            sentence="no map: no frame came that could be used",
+        )
         return
     if evidence.turning:
         yield from _turning_stretches(evidence, level=VerdictLevel.WRONG)

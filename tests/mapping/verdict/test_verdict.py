@@ -584,8 +584,10 @@ def test_no_map_of_a_camera_that_turns_is_said_to_turn() -> None:
     assert (reason.kind, reason.level) == ("turning", WRONG)
 
 
-def test_nothing_is_said_before_anything_came() -> None:
-    assert judge(MapEvidence(keyframes=(), places=())).reasons == ()
+def test_a_run_to_which_nothing_came_has_no_map() -> None:
+    reason = only_reason(MapEvidence(keyframes=(), places=()))
+    assert (reason.kind, reason.level) == ("no_map", WRONG)
+    assert reason.sentence == "no map: no frame came that could be used"
 
 
 def test_keyframes_are_named_by_runs() -> None:
