@@ -23,7 +23,6 @@ import livesfm
 import numpy as np
 import pytest
 from livesfm import async_run
-from livesfm import frames as frames_module
 from livesfm.frames import HandedFrame, LiveFrames, WaitingFrames
 from livesfm.poses import CollectingView
 
@@ -185,7 +184,7 @@ def test_a_clock_that_is_set_back_leaves_frames_of_now_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = iter([100.0, 40.0, 200.0])
-    monkeypatch.setattr(frames_module.time, "time", lambda: next(now_s))
+    monkeypatch.setattr("livesfm.frames.time.time", lambda: next(now_s))
     frames = WaitingFrames(SourcesConfig(), next_frame_id=lambda: FrameId(1))
     handed = HandedFrame(image=town_frames()[0][0], camera="front", captured_at_s=None)
     times_s = [frames._time_of(handed) for _ in range(3)]
