@@ -344,6 +344,8 @@ class _Plan:
             _check_crs(formats, is_asked=crs is not None)
             asked_by = "--crs" if crs is not None else f"--{min(in_crs)}"
             opened = open_crs(crs, job.needed_place(asked_by), asked_by=asked_by)
+            if opened.outside:
+                job.notes.append(opened.outside)
             if opened.accuracy_m:
                 job.notes.append(
                     f"coordinates in {opened.name}: PROJ knows the change from WGS 84 to"

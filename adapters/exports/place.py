@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import textwrap
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,9 @@ _RECORD = "snapshot.json"  # in a snapshot
 _MAX_SNAPSHOT_BYTES = 2**28
 _WGS84 = "EPSG:4979"  # latitude, longitude, height above the ellipsoid
 _MAX_OFF_AREA_DEG = 6.0  # a zone of UTM: neighbours of the right one are used
+_LEAST_OFF_AREA_KM = 1.0  # of what is said; maps reach across borders
+_MAX_AREA_CHARS = 200  # of its name
+_KM_PER_DEG = 111.2  # on a great circle of the Earth
 _FAR_M = 1000.0
 _AXES = "x east, y north, z up, in metres from the origin"
 _HEIGHTS = "metres above the WGS 84 ellipsoid if the positions' altitudes are, else above sea level"
@@ -141,6 +146,7 @@ class PlacedCrs:
     place: MapPlace
     crs: pyproj.CRS
     to_crs: pyproj.Transformer  # from longitude, latitude, altitude; x is easting or longitude
+    outside: str = ""  # where the place is outside of the area that the CRS is made for, that
 
     @property
     def name(self) -> str:
@@ -238,11 +244,11 @@ def open_crs(name: str | None, place: MapPlace, *, asked_by: str) -> PlacedCrs:
         raise ConfigError(f"--crs {asked}: is neither a projected nor a geographic CRS")
     if crs.is_compound and place.altitude_m is None:
         raise ConfigError(f"--crs {asked}: has heights, and the altitude of the map is unknown")
-    _check_area(asked, crs, place)
+    outside = _outside_area(asked, crs, place)
     if not np.isfinite(at_origin).all():
         words = _missing_grid(asked, place) or "it has no coordinates where the map lies"
         raise ConfigError(f"--crs {asked}: {words}")
-    return PlacedCrs(place=place, crs=crs, to_crs=_last_used(candidates))
+    return PlacedCrs(place=place, crs=crs, to_crs=_last_used(candidates), outside=outside)
 
 
 def _missing_grid(asked: str, place: MapPlace) -> str:
@@ -303,25 +309,41 @@ def _utm_zone(place: MapPlace) -> str:
     return f"EPSG:{zones[0].code}"
 
 
-def _check_area(asked: str, crs: pyproj.CRS, place: MapPlace) -> None:
-    """Raises ConfigError where a place is far from the area that a CRS is made for."""
+def _outside_area(asked: str, crs: pyproj.CRS, place: MapPlace) -> str:
+    """Words on a place that is outside of the area that a CRS is made for; "" where it is inside.
+
+    Raises:
+        ConfigError: it is far outside.
+    """
     area = crs.area_of_use
     if area is None:
-        return
+        return ""
     width_deg = (area.east - area.west) % 360.0 or 360.0
     past_west_deg = (place.longitude_deg - area.west) % 360.0
-    off_deg = max(
-        0.0
-        if past_west_deg <= width_deg
-        else min(past_west_deg - width_deg, 360.0 - past_west_deg),
-        area.south - place.latitude_deg,
-        place.latitude_deg - area.north,
+    off_east_deg = (
+        0.0 if past_west_deg <= width_deg else min(past_west_deg - width_deg, 360.0 - past_west_deg)
     )
-    if off_deg > _MAX_OFF_AREA_DEG:
+    off_north_deg = max(0.0, area.south - place.latitude_deg, place.latitude_deg - area.north)
+    where = _first_sentence(area.name)
+    if max(off_east_deg, off_north_deg) > _MAX_OFF_AREA_DEG:
         raise ConfigError(
-            f"--crs {asked}: is for {area.name:.80}, and the map lies at {place.latitude_deg:.4f},"
+            f"--crs {asked}: is for {where}, and the map lies at {place.latitude_deg:.4f},"
             f" {place.longitude_deg:.4f}"
         )
+    east_deg = off_east_deg * math.cos(math.radians(place.latitude_deg))
+    off_km = _KM_PER_DEG * math.hypot(east_deg, off_north_deg)
+    if off_km < _LEAST_OFF_AREA_KM:
+        return ""
+    return (
+        f"WARNING: the map lies {off_km:,.0f} km outside of the area that {asked} is made for"
+        f" ({where}): lengths and directions may be off"
+    )
+
+
+def _first_sentence(area: str) -> str:
+    """What an area is; names of countries follow."""
+    first = re.split(r"(?<=[a-z)]{3})\.(?: |$)", area)[0]  # not after "St." of a county
+    return textwrap.shorten(first, _MAX_AREA_CHARS, placeholder=" ...")
 
 
 def write_origin(to: Path, place: MapPlace, crs: PlacedCrs | None) -> None:

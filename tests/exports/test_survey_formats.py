@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -196,16 +197,26 @@ def test_points_lie_in_the_crs_that_was_asked_for(
     assert comments["crs"] == asked
     offset = np.array([float(word) for word in comments["offset"].split()])
     np.testing.assert_allclose(from_crs(crs, places + offset), xyz, atol=0.005)
+    is_outside = any(note.startswith("WARNING: ") for note in done.notes)
+    assert is_outside == (epsg == 26850)  # of a part of Minnesota
     origin = json.loads((done.path / "origin.json").read_text())
     assert origin["crs"]["name"] == asked
     assert pyproj.CRS.from_wkt(origin["crs"]["wkt"]).to_epsg() == epsg
+
+
+def test_a_crs_of_the_next_zone_is_written_with_a_warning(run: Path, tmp_path: Path) -> None:
+    done = export(run, tmp_path / "out", formats=[ExportFormat.LAS], crs="EPSG:32616")
+    crs = laspy.read(done.path / "points.las").header.parse_crs()
+    assert crs is not None and crs.to_epsg() == 32616
+    (warning,) = [note for note in done.notes if note.startswith("WARNING: ")]
+    assert re.search(r"lies \d+ km outside of the area that EPSG:32616 is made for \(Bet", warning)
 
 
 @pytest.mark.parametrize(
     ("asked", "why"),
     [
         ("EPSG:27700", "is for United Kingdom"),
-        ("EPSG:32715", "southern hemisphere"),
+        ("EPSG:32715", r"southern hemisphere between 80°S and equator, onshore and offshore, and"),
         ("EPSG:4978", "neither a projected nor a geographic"),
         ("EPSG:99999999", "PROJ cannot use it"),
         ("nonsense", "PROJ cannot use it"),
