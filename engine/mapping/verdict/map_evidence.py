@@ -19,6 +19,7 @@ from engine.geometry import compose_poses, invert_pose
 from engine.mapping.model.calibration_control import WantedFocal, wanted_focal
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.georeferencing import Placement
+from engine.mapping.verdict.flying_height import flying_height_m
 from engine.mapping.verdict.part_evidence import (
     NUM_ASKED,
     PartsEvidence,
@@ -60,6 +61,7 @@ _MOVING_PX = 5.0  # median motion of the others from which a pair moves
 _MIN_VIEWS = 3  # of a camera that say something of its focal length
 _FAR_KEYFRAMES = 20  # from one keyframe to another that is far away in time
 _FAR_RATIO = 0.2  # of all keyframes, likewise
+FOCAL_UNSURE = frozenset({"uncertain", "unsure"})  # kinds of doubt: how unsure a focal length is
 _SKYWARD_RAD = np.radians(20.0)  # above the horizon: a camera that looks up
 
 
@@ -113,6 +115,7 @@ class MapEvidence:
     gps_contradiction: str = ""  # how positions contradict the map; "" where they do not
     num_rejected_positions: int = 0
     looks_up_ratio: float = 0.0  # of registered keyframes on the globe that look at the sky
+    flying_height_m: float | None = None  # see `flying_height`; None, too, where focals are sure
     searches_lenses: bool = True
     confirms_pairs: bool = True  # whether pairs are asked to agree with each other
 
@@ -189,6 +192,11 @@ def gather(
         gps_contradiction=beside.gps_contradiction,
         num_rejected_positions=0 if placement is None else len(placement.rejected_ids),
         looks_up_ratio=_looks_up_ratio(sparse_map, placement),
+        flying_height_m=(
+            flying_height_m(sparse_map, placement)
+            if any(FOCAL_UNSURE.intersection(camera.doubt_kinds) for camera in beside.cameras)
+            else None
+        ),
         searches_lenses=beside.searches_lenses,
         confirms_pairs=beside.confirms_pairs,
     )

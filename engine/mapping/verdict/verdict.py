@@ -15,7 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from engine.frame_names import clock_span, frame_in_words, named, stretches
-from engine.mapping.verdict.map_evidence import DISPUTED_RATIO, MapEvidence, PlaceEvidence
+from engine.mapping.verdict.map_evidence import (
+    DISPUTED_RATIO,
+    FOCAL_UNSURE,
+    MapEvidence,
+    PlaceEvidence,
+)
 from engine.types import (
     CameraFigures,
     FrameId,
@@ -64,7 +69,6 @@ _ALL_SENTENCES = 12
 
 _IMPOSSIBLE = ("flaw",)  # kinds of doubt about a camera: what no lens can have
 _ZOOM = "zoom"  # that pairs show, and no map confirms
-_TOLD_BY_SIGMA = ("uncertain", "unsure")  # judged by how unsure they are
 
 Reasons = Iterator[VerdictReason]
 
@@ -607,7 +611,7 @@ def _cameras(evidence: MapEvidence) -> Reasons:
             yield VerdictReason(
                 kind=f"camera_{kind}",
                 level=_level_of(camera, kind, evidence),
-                sentence=f"{name}: {doubt}; {_help_with(kind)}",
+                sentence=f"{name}: {doubt}; {_help_with(kind, camera, evidence)}",
             )
 
 
@@ -646,10 +650,12 @@ def _other_focal(evidence: MapEvidence, camera: CameraFigures, name: str) -> Rea
     )
 
 
-def _help_with(kind: str) -> str:
+def _help_with(kind: str, camera: CameraFigures, evidence: MapEvidence) -> str:
     if kind in ("zoom", "missing"):
         return "keep the zoom while filming, or photograph each zoom on its own"
-    if kind in _TOLD_BY_SIGMA:
+    if kind in FOCAL_UNSURE and evidence.flying_height_m is not None:
+        return _help_with_heights(camera, evidence.flying_height_m)
+    if kind in FOCAL_UNSURE:
         return (
             "to be sure, film longer and move sideways or around something, or give the focal"
             " length of a good map by this camera (cameras.focal_px) or the calibration by a target"
@@ -658,12 +664,24 @@ def _help_with(kind: str) -> str:
     return "give its calibration (cameras.focal_px, --calibration) to be sure"
 
 
+def _help_with_heights(camera: CameraFigures, flying_height_m: float) -> str:
+    """What an unsure focal length is to a flight over nearly flat ground."""
+    observed, prior = camera.observed_sigma_ratio, camera.prior_sigma_ratio
+    known = prior if observed is None else min(observed, prior)
+    return (
+        f"seen from {flying_height_m:.0f} m above nearly flat ground, it leaves heights in the map"
+        f" unsure by about {min(known, 1.0) * flying_height_m:.2g} m: ground control with heights"
+        " settles them (--gcp), or give the focal length of a good map by this camera"
+        " (cameras.focal_px) or the calibration by a target (--calibration)"
+    )
+
+
 def _level_of(camera: CameraFigures, kind: str, evidence: MapEvidence) -> VerdictLevel:
     if kind in _IMPOSSIBLE:
         return VerdictLevel.WRONG
     if kind == _ZOOM and _holds_all(evidence, camera):
         return VerdictLevel.GOOD
-    if kind not in _TOLD_BY_SIGMA:
+    if kind not in FOCAL_UNSURE:
         return VerdictLevel.DOUBTFUL
     sigma_ratio = camera.observed_sigma_ratio
     is_known = sigma_ratio is not None and sigma_ratio <= _UNSURE_SIGMA_RATIO

@@ -10,11 +10,14 @@ from engine.geometry import camera_center, rotation_from_vector
 from engine.mapping.model.calibration_control import wanted_focal
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.georeferencing import Placement
+from engine.mapping.verdict.flying_height import flying_height_m
 from engine.mapping.verdict.map_evidence import Beside, MapEvidence, gather
 from engine.matching.scene_graph import SceneGraph
-from engine.types import FrameId, GpsFix, ImagePair
+from engine.types import Float64Array, FrameId, GpsFix, ImagePair
 from tests.support.synthetic import (
+    FLIGHT_HEIGHT,
     SyntheticWorld,
+    ground,
     grown_map,
     map_of_keyframes,
     round_path,
@@ -173,9 +176,37 @@ def test_a_map_upside_down_on_its_positions_looks_at_the_sky(
     east = np.cross(up, (0.3, 0.5, 0.8))
     east /= np.linalg.norm(east)
     rotation = np.stack([east, np.cross(up, east), up])
+    placement = placed(sparse_map, np.column_stack([3.0 * rotation, np.zeros(3)]))
+    evidence = gather(sparse_map, graph_of(sparse_map), Beside(placement=placement))
+    assert evidence.looks_up_ratio == ratio
+    assert evidence.num_positions == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("looks_down", "relief", "is_flight"),
+    [(6.0, 0.5, True), (6.0, 5.0, False), (1.0, 0.5, False)],
+    ids=["a survey", "hills", "a view ahead"],
+)
+def test_the_flying_height_is_that_of_cameras_that_look_down_on_flat_ground(
+    looks_down: float, relief: float, is_flight: bool
+) -> None:
+    poses = straight_path(6, looks_down=looks_down)
+    sparse_map = posed_as(SyntheticWorld(poses, points=ground(poses, relief=relief)))
+    for frame_id in sparse_map.registered_ids:
+        sparse_map.triangulate(frame_id)
+    height_m = flying_height_m(sparse_map, placed(sparse_map, 3.0 * np.eye(3, 4)))
+    assert (height_m is not None) is is_flight
+    if height_m is not None:
+        assert height_m == pytest.approx(3.0 * (FLIGHT_HEIGHT - relief / 2.0), rel=0.1)
+    assert flying_height_m(sparse_map, None) is None
+
+
+def placed(sparse_map: SparseMap, enu_from_map: Float64Array) -> Placement:
+    """A map that positions place."""
+    ids = sparse_map.registered_ids
     found = Georeference(
         origin=GpsFix(latitude_deg=50.0, longitude_deg=8.0, altitude_m=100.0),
-        enu_from_map=np.column_stack([3.0 * rotation, np.zeros(3)]),
+        enu_from_map=enu_from_map,
         residuals_m=np.zeros(len(ids)),
         weights=np.ones(len(ids)),
         is_inlier=np.ones(len(ids), np.bool_),
@@ -185,7 +216,4 @@ def test_a_map_upside_down_on_its_positions_looks_at_the_sky(
         scale_std_ratio=0.01,
         is_levelled_by_cameras=False,
     )
-    placement = Placement(georeference=found, frame_ids=tuple(ids), names=tuple(map(str, ids)))
-    evidence = gather(sparse_map, graph_of(sparse_map), Beside(placement=placement))
-    assert evidence.looks_up_ratio == ratio
-    assert evidence.num_positions == len(ids)
+    return Placement(georeference=found, frame_ids=tuple(ids), names=tuple(map(str, ids)))

@@ -488,6 +488,27 @@ def test_focal_lengths_that_nothing_tells_make_a_map_doubtful(
 
 
 @pytest.mark.parametrize(
+    ("sigma_ratio", "words"),
+    [
+        (0.12, "leaves heights in the map unsure by about 4.2 m"),
+        (None, "unsure by about 24 m"),
+    ],
+)
+def test_an_unsure_focal_length_of_a_flight_over_flat_ground_is_said_in_heights(
+    sigma_ratio: float | None, words: str
+) -> None:
+    doubted = camera(
+        observed_sigma_ratio=sigma_ratio,
+        doubts=("the images leave doubt about the focal length",),
+        doubt_kinds=("unsure",),
+    )
+    reason = only_reason(evidence(cameras=(doubted,), flying_height_m=35.0))
+    assert words in reason.sentence
+    assert "ground control with heights" in reason.sentence
+    assert "sideways" not in reason.sentence
+
+
+@pytest.mark.parametrize(
     ("kind", "level"), [("flaw", WRONG), ("missing", DOUBTFUL), ("contradiction", DOUBTFUL)]
 )
 def test_doubts_about_cameras_are_reasons(kind: str, level: VerdictLevel) -> None:
