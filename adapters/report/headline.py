@@ -35,6 +35,10 @@ _REMEDIES = {
     " Kalibr), or --set cameras.focal_px=VALUE.",
     "gps_contradicts": "Compare the section on positions: which of them disagree, and where.",
     "gps_rejected": "Compare the section on positions: which of them disagree, and where.",
+    "place_moved_far": "Mend the file that the map was laid onto, if it is that, and lay the map"
+    " again: livesfm georeference {run} --gcp FILE (or --positions FILE).",
+    "scale_bar_contradicts": "Check the marks and the length of the scale bar, and compare another"
+    " known distance.",
     "several_maps": "Film what joins the parts and add it: livesfm resume {run} SOURCE. Each part"
     " is exported by --map N.",
     "missing_keyframes": "Film what joins the missing keyframes to the rest, and add it: livesfm"

@@ -23,6 +23,7 @@ from engine.errors import EngineError
 from engine.types import MAP_UNITS, Float64Array
 
 _MAX_ROWS = 20  # of a table
+_CHECKS_SAY = "Check points took no part in placing the map: theirs is its accuracy."
 _MAX_ARROWS = 400
 _CHECK, _CONTROL = "check", "control"
 _ARROW_LENGTH = 26.0  # of the longest usual one on the plan
@@ -524,13 +525,16 @@ def _ground_points(place: GeoreferenceRecord) -> Iterator[Table]:
                     fixed(float(np.linalg.norm(rms)), 3),
                 )
             )
+    num_more = len(points) - len(points[: 2 * _MAX_ROWS])
+    notes = [
+        *([_CHECKS_SAY] if any(one.is_check for one in points) else []),
+        *([f"{num_more:,} more are in summary.json."] if num_more else []),
+    ]
     yield Table(
         title="Ground points, m",
         head=("point", "kind", "images", "error in images, px", "east", "north", "up", "distance"),
         rows=tuple(rows),
-        note="Check points took no part in placing the map: theirs is its accuracy."
-        * any(one.is_check for one in points)
-        + (f" {len(points) - 2 * _MAX_ROWS:,} more are in summary.json." * (len(points) > 40)),
+        note=" ".join(notes),
         needs_map=True,
     )
 

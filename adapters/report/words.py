@@ -131,5 +131,12 @@ def without_secrets(text: str) -> str:
 
 
 def shown_path(path: Path) -> str:
-    """A path as it was typed; of an absolute one the last part."""
-    return path.name if path.is_absolute() else str(path)
+    """A path as it was typed; of an absolute one what is below the working directory, or the name.
+
+    The folders above say who somebody is, and commands with the rest work where the page was made.
+    """
+    if not path.is_absolute():
+        return str(path)
+    here = Path.cwd()
+    is_below = here in path.parents and here != here.parent  # the root has all folders below it
+    return str(path.relative_to(here)) if is_below else path.name

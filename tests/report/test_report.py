@@ -18,6 +18,9 @@ import pytest
 
 from adapters.report.report import report_page
 from engine.errors import ConfigError
+from engine.geo.map_shift import MapShift
+from engine.output.placement_doubts import far_move, with_doubts, wrong_bars
+from engine.types import Verdict
 from tests.support.headless_chromium import CHROMIUM, chromium
 from tests.support.html_pages import Page
 from tests.support.reported_runs import ORIGIN, ReportedRun, noisy_model
@@ -121,6 +124,11 @@ def test_ground_points_are_listed_with_their_errors_and_check_points_first(
     assert "D marked in one image only" in text
     assert "A0 and B 9.500 9.520 0.020" in text
     assert "older version" not in text
+    assert "Check points took no part" in text
+    for point in run.summary["georeference"]["gcp"]:
+        point["is_check"] = False
+    run.write()
+    assert "Check points took no part" not in page_of(run).text
 
 
 def test_a_map_that_control_points_placed_has_no_drawing_of_distances_to_positions(
@@ -210,6 +218,26 @@ def test_a_map_that_is_not_good_says_so_in_every_figure_that_depends_on_it(
     assert len(free) == 2
     assert all("Who matches whom" in one or "CPU time" in one for one in free)
     assert page.text.count("named by the verdict") == 1
+
+
+def test_doubts_about_the_place_come_with_what_helps(run: ReportedRun) -> None:
+    shift = MapShift(horizontal_m=5_600.0, up_m=None, rmse_m=1.0)
+    bar = {"ends": ["A", "B"], "length_m": 2.0, "in_map_m": 3.0, "error_m": 1.0}
+    doubts = (
+        *far_move(shift, by="control points", from_where="positions", likely="the zone is wrong"),
+        *wrong_bars([bar], rmse_m=0.01),
+    )
+    verdict = with_doubts(Verdict(), doubts, is_moved=True)
+    run.judge(
+        verdict.level.value,
+        *(
+            {"kind": one.kind, "level": one.level.value, "sentence": one.sentence}
+            for one in verdict.reasons
+        ),
+    )
+    _, _, steps = page_of(run).text.partition("What to do next")
+    assert "livesfm georeference field --gcp FILE (or --positions FILE)" in steps
+    assert "Check the marks and the length of the scale bar" in steps
 
 
 def test_a_good_map_has_no_warning_and_its_remarks_are_no_doubts(run: ReportedRun) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from adapters.report.words import (
     printable,
     seconds,
     short,
+    shown_path,
     without_secrets,
 )
 
@@ -121,3 +123,15 @@ def test_elements_escape_what_is_in_them() -> None:
     drawn = svg.element("text", "a<b>&\u202e", data_name='"x"', class_="s")
     assert drawn == '<text data-name="&#34;x&#34;" class="s">a&lt;b&gt;&amp;?</text>'
     assert svg.element("g", drawn) == f"<g>{drawn}</g>"
+
+
+def test_a_path_is_shown_from_the_working_directory_on_and_nothing_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shown_path(Path("runs/seneca")) == "runs/seneca"
+    assert shown_path(tmp_path / "runs" / "seneca") == "runs/seneca"
+    assert shown_path(tmp_path.parent / "elsewhere" / "seneca") == "seneca"
+    assert shown_path(tmp_path) == tmp_path.name
+    monkeypatch.chdir(tmp_path.anchor)
+    assert shown_path(tmp_path / "seneca") == "seneca"
