@@ -135,25 +135,29 @@ def read_position_files(paths: Sequence[str]) -> NamedPositions:
     num_rows = num_unusable = 0
     for path in paths:
         rows = list(_rows_of(Path(path)))
-        found = {name: fix for name, fix in rows if fix is not None}
-        if rows and not found:
-            raise ConfigError(
-                f"{path}: no row has a latitude from -90 to 90 and a longitude from -180 to 180"
-                " degrees, other than 0, 0: are they swapped, or projected coordinates?"
-            )
+        found = {name: fix for name, fix in rows if isinstance(fix, GpsFix)}
         if not found:
-            raise ConfigError(
-                f"{path}: holds no position of a named photo: a CSV with a header (name, latitude,"
-                " longitude, altitude) or a geo.txt of EPSG:4326 is read"
-            )
+            problems = (f"{name}: {why}" for name, why in rows if isinstance(why, str))
+            raise _no_positions(Path(path), next(problems, "it has no row with a name"))
         by_name |= found
         num_rows += len(rows)
         num_unusable += len(rows) - len(found)
     return NamedPositions(by_name=by_name, num_rows=num_rows, num_unusable=num_unusable)
 
 
-def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | None]]:
-    """Names in lower case and their positions; None: a row that gives none."""
+def _no_positions(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"{path}: holds no position of a named photo: {why}; a CSV with a header (name, latitude,"
+        " longitude, altitude; degrees) or a geo.txt of EPSG:4326 is read"
+    )
+
+
+def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | str]]:
+    """Names in lower case and their positions, or why a row gives none.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no columns of names and positions.
+    """
     try:
         data = read_regular_file(path, max_bytes=_MAX_BYTES)
     except OSError as error:
@@ -181,12 +185,20 @@ def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | None]]:
     except csv.Error as error:
         raise ConfigError(f"{path}: is no CSV: line {reader.line_num}: {error}") from error
     columns = [re.sub(r"[^a-z]", "", cell.lower().split("(")[0].split("[")[0]) for cell in table[0]]
+    missing = [
+        names[0] for names in (_NAMES, _LATITUDES, _LONGITUDES) if not set(names) & set(columns)
+    ]
+    if missing:
+        header = ", ".join(cell.strip() for cell in table[0])
+        raise _no_positions(
+            path, f"its first line names no column {' and none '.join(missing)} ({header:.80})"
+        )
     yield from _fixes(columns, table[1:])
 
 
 def _fixes(
     columns: Sequence[str], rows: Iterator[list[str]] | Sequence[list[str]]
-) -> Iterator[tuple[str, GpsFix | None]]:
+) -> Iterator[tuple[str, GpsFix | str]]:
     wanted = {
         key: next((columns.index(name) for name in names if name in columns), None)
         for key, names in (
@@ -198,8 +210,6 @@ def _fixes(
             ("vertical", _VERTICAL),
         )
     }
-    if wanted["name"] is None or wanted["latitude"] is None or wanted["longitude"] is None:
-        return
     for row in rows:
         cells = {
             key: row[place].strip() if place is not None and place < len(row) else ""
@@ -210,12 +220,15 @@ def _fixes(
             yield name, _fix_of(cells)
 
 
-def _fix_of(cells: Mapping[str, str]) -> GpsFix | None:
+def _fix_of(cells: Mapping[str, str]) -> GpsFix | str:
     latitude_deg, longitude_deg = _number(cells["latitude"]), _number(cells["longitude"])
-    if latitude_deg is None or longitude_deg is None or latitude_deg == longitude_deg == 0.0:
-        return None
+    if latitude_deg is None or longitude_deg is None:
+        key = "latitude" if latitude_deg is None else "longitude"
+        return f"its {key} is no number" if cells[key] else f"it has no {key}"
+    if latitude_deg == longitude_deg == 0.0:
+        return "latitude and longitude are 0"
     if abs(latitude_deg) > 90.0 or abs(longitude_deg) > 180.0:
-        return None
+        return _out_of_range(latitude_deg, longitude_deg)
     accuracy_m, vertical_m = _number(cells["accuracy"]), _number(cells["vertical"])
     return GpsFix(
         latitude_deg=latitude_deg,
@@ -224,6 +237,17 @@ def _fix_of(cells: Mapping[str, str]) -> GpsFix | None:
         accuracy_m=accuracy_m if accuracy_m and accuracy_m > 0.0 else None,
         vertical_accuracy_m=vertical_m if vertical_m and vertical_m > 0.0 else None,
     )
+
+
+def _out_of_range(latitude_deg: float, longitude_deg: float) -> str:
+    if abs(latitude_deg) <= 180.0 and abs(longitude_deg) <= 90.0:
+        return (
+            f"latitude {latitude_deg:g} is out of range: are the columns of latitude and longitude"
+            " swapped?"
+        )
+    is_latitude = abs(latitude_deg) > 90.0
+    key, value = ("latitude", latitude_deg) if is_latitude else ("longitude", longitude_deg)
+    return f"{key} {value:g} is out of range: are these metres of a projection, and not degrees?"
 
 
 def _number(text: str) -> float | None:

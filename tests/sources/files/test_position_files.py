@@ -120,12 +120,15 @@ def test_a_name_with_another_ending_fits_where_nothing_else_does(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "holds no position"),
-        ("a,b,c\n1,2,3\n", "holds no position"),
-        ("name,lat,lon\na.jpg,0,0\n", "no row has a latitude"),
-        ("name,lat,lon\na.jpg,-91.99,42.1\nb.jpg,-91.98,42.1\n", "are they swapped"),
-        ("name,lat,lon\na.jpg,4660000,620000\n", "or projected coordinates"),
-        ("name,x,y,z\na.jpg,12.5,47.5,3\n", "holds no position"),  # metres, perhaps
+        ("", "holds no position of a named photo: it has no row with a name"),
+        ("a,b,c\n1,2,3\n", "no column name and none latitude and none longitude"),
+        ("name,lat,lon\na.jpg,0,0\n", "a.jpg: latitude and longitude are 0"),
+        ("name,lat,lon\na.jpg,north,0\n", "a.jpg: its latitude is no number"),
+        ("name,lat,lon\na.jpg,47\n", "a.jpg: it has no longitude"),
+        ("name,lat,lon\na.jpg,-91.99,45.01\n", "latitude -91.99 is out of range: .* swapped"),
+        ("name,lat,lon\na.jpg,5e6,6e5\n", "latitude 5e[+]06 is out of range: .* metres"),
+        ("name,lat,lon\na.jpg,45,6e5\n", "longitude 600000 is out of range: .* metres"),
+        ("name,x,y,z\na.jpg,12.5,47.5,3\n", r"no column latitude .* \(name, x, y, z\)"),
         ('name,lat,lon\n"a.jpg,1,1\nb.jpg,2,2\n', "is no CSV: line 3: unexpected end of data"),
         (f'name,lat,lon\n"a.jpg,1,1\n{"b.jpg,2,2" * 20_000}\n', "is no CSV: line 3: field larger"),
         ("EPSG:32632\na.jpg 512345.0 5412345.0 400\n", "EPSG:32632 are not read"),
@@ -138,8 +141,8 @@ def test_a_file_without_positions_is_refused_with_what_is_read(
         read(tmp_path / "p.csv", text)
 
 
-def test_a_track_is_refused_with_the_command_that_takes_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="livesfm georeference RUN --positions"):
+def test_a_track_is_refused_with_what_photos_take(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="photos need a CSV with their names or a"):
         read(tmp_path / "a.gpx", "<gpx/>")
 
 
