@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,7 +240,9 @@ def _laid_onto_points(
         left_out = marks.lines()
         raise ConfigError("; ".join([fit, *left_out] if surveyed else [*left_out, fit]))
     onto = fit.georeference.enu_from_map
-    bar_records = _bar_records(marks, bars, onto)
+    used_places_m = _scale_of(onto) * np.array([one.marked.place for one in surveyed])[fit.is_used]
+    scale_std_ratio = _scale_std_ratio(used_places_m, rmse_m=fit.georeference.rmse_m)
+    bar_records = _bar_records(marks, bars, onto, scale_std_ratio=scale_std_ratio)
     origin = fit.georeference.origin
     shift = None if before is None else before.shift_of(marks.centers, onto, onto=origin)
     record = {
@@ -260,7 +263,7 @@ def _laid_onto_points(
             "unit": METRES,
             "metres_per_map_unit": 1.0,
         },
-        doubts=(*_doubts(shift), *wrong_bars(bar_records, rmse_m=fit.georeference.rmse_m)),
+        doubts=(*_doubts(shift), *wrong_bars(bar_records)),
         event=ControlPointsUsed(
             num_control=int(fit.is_used.sum()),
             num_check=len(check_errors_m),
@@ -395,19 +398,32 @@ def _rms(errors_m: Float64Array) -> float:
 
 
 def _bar_records(
-    marks: _Marks, bars: Sequence[ScaleBar], onto_from_former: Float64Array
+    marks: _Marks,
+    bars: Sequence[ScaleBar],
+    onto_from_former: Float64Array,
+    *,
+    scale_std_ratio: float,
 ) -> list[dict[str, Any]]:
-    """Scale bars as the map has them once it was moved."""
-    metres_per_unit = float(np.cbrt(np.linalg.det(onto_from_former[:, :3])))
+    """Scale bars as the map has them once it was moved.
+
+    Args:
+        marks: in the map before.
+        bars: between points of these.
+        onto_from_former: (3, 4) the similarity that moves it, into metres.
+        scale_std_ratio: one standard deviation of its scale by what placed it.
+    """
+    metres_per_unit = _scale_of(onto_from_former)
     records = []
     for bar in bars:
         measured_m = metres_per_unit * _length(marks, bar)
+        marks_std_m = metres_per_unit * _length_std(marks, bar)
         records.append(
             {
                 "ends": [bar.first, bar.second],
                 "length_m": bar.length_m,
                 "in_map_m": round(measured_m, 4),
                 "error_m": round(measured_m - bar.length_m, 4),
+                "std_m": round(math.hypot(marks_std_m, scale_std_ratio * measured_m), 4),
             }
         )
     return records
@@ -430,6 +446,31 @@ def _length(marks: _Marks, bar: ScaleBar) -> float:
     return length
 
 
+def _length_std(marks: _Marks, bar: ScaleBar) -> float:
+    """One standard deviation of the length of a bar in the map, by the marks of its ends."""
+    first, second = (marks.located[name].marked for name in (bar.first, bar.second))
+    along = second.place - first.place
+    along /= np.linalg.norm(along)
+    variance = float(along @ (first.covariance + second.covariance) @ along)
+    return math.sqrt(max(variance, 0.0))  # rounding makes tiny ones negative
+
+
+def _scale_of(onto_from_former: Float64Array) -> float:
+    """The factor of a similarity (3, 4)."""
+    return float(np.cbrt(np.linalg.det(onto_from_former[:, :3])))
+
+
+def _scale_std_ratio(places_m: Float64Array, *, rmse_m: float) -> float:
+    """One standard deviation of the scale of a map whose errors may all go along with it.
+
+    Args:
+        places_m: (N, 3) in the map, of what lies at positions or control points.
+        rmse_m: how far it is from these, root mean square.
+    """
+    spread_m = _rms(places_m - places_m.mean(axis=0))
+    return rmse_m / max(spread_m, float(np.finfo(np.float64).tiny))
+
+
 def _bar_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"scale bar {' to '.join(one['ends'])}: {one['in_map_m']:.4g} m in the map,"
@@ -442,14 +483,16 @@ def _compared(
     run: Path, marks: _Marks, bars: Sequence[ScaleBar], former: Mapping[str, Any]
 ) -> tuple[Laid, list[str]]:
     """A map that has a place keeps it, and its unit."""
-    records = _bar_records(marks, bars, np.eye(3, 4))
+    here = np.eye(3, 4)
+    scale_std_ratio = _scale_std_ratio(marks.centers, rmse_m=float(former["rmse_m"]))
+    records = _bar_records(marks, bars, here, scale_std_ratio=scale_std_ratio)
     summary = _summary_of(run).get("georeference") or former
     laid = Laid(
-        onto_from_former=np.eye(3, 4),
+        onto_from_former=here,
         origin=GpsFix(**former["origin"]),
         georeference=former,
         summary={"georeference": {**summary, "scale_bars": records}},
-        doubts=wrong_bars(records, rmse_m=float(former["rmse_m"])),
+        doubts=wrong_bars(records),
         is_moved=False,
     )
     return laid, ["the map has its unit from positions already", *_bar_lines(records)]
@@ -459,7 +502,7 @@ def _scaled(marks: _Marks, bars: Sequence[ScaleBar]) -> tuple[Laid, list[str]]:
     """The unit of a map without a place becomes the metre, by the bars' whole length."""
     metres_per_unit = sum(bar.length_m for bar in bars) / sum(_length(marks, bar) for bar in bars)
     onto = metres_per_unit * np.eye(3, 4)
-    records = _bar_records(marks, bars, onto)
+    records = _bar_records(marks, bars, onto, scale_std_ratio=0.0)  # it is theirs
     laid = Laid(
         onto_from_former=onto,
         origin=None,

@@ -12,7 +12,7 @@ _MOVED_FAR = "place_moved_far"
 _SCALE_BAR = "scale_bar_contradicts"
 _GRAVITY = (VerdictLevel.GOOD, VerdictLevel.DOUBTFUL, VerdictLevel.WRONG)
 _BAR_RATIO = 0.02  # of its length, of marking and measuring
-_BAR_TIMES = 4.0  # the distance of the map to what placed it: two ends, two standard deviations
+_BAR_TIMES = 4.0  # the standard deviation of its length in the map
 
 
 def far_move(
@@ -37,12 +37,12 @@ def far_move(
     return (reason,)
 
 
-def wrong_bars(bars: Sequence[Mapping[str, Any]], *, rmse_m: float) -> tuple[VerdictReason, ...]:
+def wrong_bars(bars: Sequence[Mapping[str, Any]]) -> tuple[VerdictReason, ...]:
     """The doubts about scale bars that a map contradicts whose unit is not theirs.
 
     Args:
-        bars: their records: names of their ends, length and error in metres.
-        rmse_m: of the map and what placed it.
+        bars: their records: names of their ends; length, error, and the standard deviation of the
+            length in the map by what marks and places leave open, metres.
     """
     return tuple(
         VerdictReason(
@@ -53,7 +53,7 @@ def wrong_bars(bars: Sequence[Mapping[str, Any]], *, rmse_m: float) -> tuple[Ver
             " what gave the map its unit is wrong",
         )
         for bar in bars
-        if abs(bar["error_m"]) > max(_BAR_RATIO * bar["length_m"], _BAR_TIMES * rmse_m)
+        if abs(bar["error_m"]) > max(_BAR_RATIO * bar["length_m"], _BAR_TIMES * bar["std_m"])
     )
 
 

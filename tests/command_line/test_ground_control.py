@@ -372,9 +372,9 @@ def test_a_scale_bar_gives_a_map_without_a_place_its_unit(run: Path, world: Synt
     assert command_to_lay_again(run).startswith(f"livesfm georeference {run} --scale-bar ")
 
 
-def bar_of_marks(world: SyntheticWorld) -> tuple[str, str, float]:
+def bar_of_marks(world: SyntheticWorld, *, num_images: int = 6) -> tuple[str, str, float]:
     """From a place to another, by where images show them, and how long that is."""
-    first, second = ("+".join(_mark_words(world, name)) for name in ("G1", "G5"))
+    first, second = ("+".join(_mark_words(world, name)[:num_images]) for name in ("G1", "G5"))
     return first, second, length_of_bar_m(world)
 
 
@@ -397,13 +397,17 @@ def test_a_scale_bar_beside_control_points_is_compared(
     (bar,) = summary_of(run)["georeference"]["scale_bars"]
     assert bar["ends"] == ["G1", "G5"]
     assert bar["error_m"] == pytest.approx(-1.0, abs=0.2)
+    assert 0.0 < bar["std_m"] < 0.2
     place = (run / "latest" / "snapshot.json").read_text()
     done = survey(run, Control(bar=bar_of_marks(world)))
     assert done.lines[0] == "the map has its unit from positions already"
     georeference = summary_of(run)["georeference"]
     assert abs(georeference["scale_bars"][0]["error_m"]) < 0.2
+    std_m = georeference["scale_bars"][0]["std_m"]
     assert georeference["origin"] == json.loads(place)["georeference"]["origin"]
     assert errors_m(run, world).mean() < 0.2
+    survey(run, Control(bar=bar_of_marks(world, num_images=2)))  # which know it less well
+    assert summary_of(run)["georeference"]["scale_bars"][0]["std_m"] > std_m
 
 
 @pytest.mark.slow

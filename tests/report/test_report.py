@@ -222,10 +222,10 @@ def test_a_map_that_is_not_good_says_so_in_every_figure_that_depends_on_it(
 
 def test_doubts_about_the_place_come_with_what_helps(run: ReportedRun) -> None:
     shift = MapShift(horizontal_m=5_600.0, up_m=None, rmse_m=1.0)
-    bar = {"ends": ["A", "B"], "length_m": 2.0, "in_map_m": 3.0, "error_m": 1.0}
+    bar = {"ends": ["A", "B"], "length_m": 2.0, "in_map_m": 3.0, "error_m": 1.0, "std_m": 0.01}
     doubts = (
         *far_move(shift, by="control points", from_where="positions", likely="the zone is wrong"),
-        *wrong_bars([bar], rmse_m=0.01),
+        *wrong_bars([bar]),
     )
     verdict = with_doubts(Verdict(), doubts, is_moved=True)
     run.judge(
