@@ -191,7 +191,7 @@ def _checked(
     snapshot = _latest_of(run)
     models = _models(snapshot)
     if 0 not in models:
-        raise ConfigError(f"{run}: has no snapshot to export")
+        raise _no_snapshot(run)
     if map_number not in models:
         raise ConfigError(f"{run}: has no map {map_number}, only 0 to {max(models)}")
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
@@ -274,9 +274,13 @@ def _latest_of(run: Path) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         if not run.is_dir():
             raise ConfigError(f"{run}: no such run folder") from error
-        is_lost = (run / "latest").is_symlink()
-        words = f"; its newest is lost: livesfm resume {run} writes it again" if is_lost else ""
-        raise ConfigError(f"{run}: has no snapshot to export{words}") from error
+        raise _no_snapshot(run) from error
+
+
+def _no_snapshot(run: Path) -> ConfigError:
+    from engine.output.snapshots import words_of_lost_latest
+
+    return ConfigError(f"{run}: has no snapshot to export{words_of_lost_latest(run)}")
 
 
 def _left_out(job: ExportJob, snapshot: Path, others: Mapping[int, Path]) -> dict[int, int]:

@@ -52,7 +52,12 @@ from engine.output.placement_doubts import far_move, with_doubts
 from engine.output.products_again import FORMER_FRAME, has_products, make_products_again
 from engine.output.run_folder import trajectory_name
 from engine.output.run_lock import RunLock
-from engine.output.snapshots import next_sequence, read_models, write_snapshot
+from engine.output.snapshots import (
+    next_sequence,
+    read_models,
+    words_of_lost_latest,
+    write_snapshot,
+)
 from engine.types import METRES, Float64Array, FrameId, GpsFix, GpsReading, Verdict, VerdictReason
 
 _FRAME_HEAD = "# enu_from_map "  # of a trajectory: its frame, twelve numbers by rows
@@ -178,9 +183,7 @@ def refuse_unfinished(run: Path, lock: RunLock) -> None:
             f"{run}: the run was interrupted and is unfinished; first end it: livesfm resume {run}"
         )
     if not (run / "latest" / "snapshot.json").is_file():
-        is_lost = (run / "latest").is_symlink()
-        words = f", its newest snapshot is lost: livesfm resume {run} writes it again"
-        raise ConfigError(f"{run}: the run has no map{words if is_lost else ''}")
+        raise ConfigError(f"{run}: the run has no map{words_of_lost_latest(run)}")
 
 
 def _keyframes_of(

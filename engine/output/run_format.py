@@ -42,11 +42,13 @@ def read_format_version(run_folder: Path) -> int:
 
 
 def check_readable(run_folder: Path) -> None:
-    """Refuses to read a run folder that a newer version of LiveSfM wrote.
+    """Refuses to read a run folder that is none, or that a newer version of LiveSfM wrote.
 
     Raises:
-        ConfigError: it did, or the version cannot be read.
+        ConfigError: there is no such folder, it did, or the version cannot be read.
     """
+    if not run_folder.is_dir():
+        raise ConfigError(f"{run_folder}: no such run folder")
     try:
         refuse_newer(run_folder, read_format_version(run_folder))
     except JournalError as error:

@@ -106,6 +106,13 @@ def snapshots_of(run_folder: Path) -> tuple[Path, ...]:
     return (latest, *(one for one in found if not latest.samefile(one)))
 
 
+def words_of_lost_latest(run_folder: Path) -> str:
+    """What helps a run whose newest snapshot is lost; "" where it never had one."""
+    if not ((run_folder / "latest").is_symlink() or snapshots_of(run_folder)):
+        return ""
+    return f"; its newest snapshot is lost: livesfm resume {run_folder} writes it again"
+
+
 def _map_record(path: Path, number: int) -> Mapping[str, Any]:
     """What a snapshot says of one of its maps besides COLMAP's files; empty: nothing.
 

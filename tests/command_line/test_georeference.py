@@ -152,7 +152,16 @@ def test_a_lost_newest_snapshot_is_told_from_no_map(
     said = CliRunner().invoke(cli.app, export)
     assert said.exit_code == cli.REFUSED
     assert command in said.output
+    (run / "latest").unlink()  # by a copy to a disk without links
+    (run / "snapshots" / "000001").mkdir(exist_ok=True)
+    said = CliRunner().invoke(cli.app, export)
+    assert command in said.output
+    shutil.rmtree(run / "snapshots")
+    with pytest.raises(ConfigError, match="the run has no map$"):
+        georeference(run, [write_csv(tmp_path / "p.csv", world)])
     said = CliRunner().invoke(cli.app, ["export", str(tmp_path / "none"), *export[2:]])
+    assert "none: no such run folder" in said.output
+    said = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "none")])
     assert "none: no such run folder" in said.output
 
 
