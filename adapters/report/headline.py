@@ -66,7 +66,7 @@ def headline_of(record: RunRecord) -> Headline:
         )
         for one in (verdict.reasons if verdict is not None else ())
     )
-    words = [*_unfinished(record), *_level_words(record)]
+    words = [*_unfinished(record), *_level_words(record), *_no_place_words(record)]
     return Headline(
         level=_shown_level(record),
         title=_title(record),
@@ -171,6 +171,11 @@ def _level_words(record: RunRecord) -> list[str]:
     if verdict is None:
         return ["Nothing is known of how good it is."]
     return [_WORDS[verdict.level]]
+
+
+def _no_place_words(record: RunRecord) -> list[str]:
+    why = record.summary.not_georeferenced
+    return [f"It is not georeferenced: {why}."] if why and record.has_map else []
 
 
 def _next_steps(record: RunRecord) -> Iterator[str]:

@@ -105,7 +105,7 @@ _DROPPED = "a second signal came before its turn"
 _BROKEN_OFF = "the run broke off before its turn"
 _NO_POSITIONS = (
     "no frame came with a position (what sends or edits photos often strips them), so that the"
-    " orthophoto is in map units and without north; livesfm georeference lays the map onto"
+    " orthophoto is in {unit} and without north; livesfm georeference lays the map onto"
     " positions or ground control that come later"
 )
 
@@ -488,7 +488,7 @@ class Engine:
         )
         if figures.placement is None:
             laid_before = _not_laid(self._lay_again) if self._lay_again else ""
-            why = (self._why_no_place(figures), laid_before)
+            why = (self._why_no_place(figures, unit=str(summary["unit"])), laid_before)
             summary["not_georeferenced"] = "; ".join(one for one in why if one)
         summary.update(
             failed_writes=self._recorder.num_failed_writes,
@@ -513,12 +513,14 @@ class Engine:
             unopened=self._ingestion.unopened,
         )
 
-    def _why_no_place(self, figures: MapFigures) -> str:
+    def _why_no_place(self, figures: MapFigures, *, unit: str) -> str:
         """Why a map is not on the globe that is meant to be there; "": it is not meant to be."""
-        is_survey = self._config.dense.enabled and self._config.dense.orthophoto
-        if figures.not_georeferenced or self._lay_again or not is_survey or not figures.maps:
+        dense = self._config.dense
+        is_survey = dense.enabled and dense.orthophoto and self._config.georeference.enabled
+        is_meant = is_survey and figures.counts.num_registered > 0
+        if figures.not_georeferenced or self._lay_again or not is_meant:
             return figures.not_georeferenced
-        return _NO_POSITIONS
+        return _NO_POSITIONS.format(unit=unit)
 
     # -- failures, signals and requests ---------------------------------------------------------
 

@@ -179,6 +179,15 @@ def test_an_address_in_the_words_of_a_run_has_no_credentials_on_the_page(run: Re
     assert "secret" not in page
 
 
+def test_the_head_says_why_a_map_has_no_place_and_how_to_lay_it(run: ReportedRun) -> None:
+    run.summary["not_georeferenced"] = "no photo has a position"
+    run.write()
+    text = page_of(run).text
+    head, _, steps = text.partition("What to do next")
+    assert "It is not georeferenced: no photo has a position" in head
+    assert "Positions that came later" in steps
+
+
 def test_a_map_that_only_has_a_scale_is_in_metres_without_north(run: ReportedRun) -> None:
     bars = [{"ends": ["A", "B"], "length_m": 2.0, "in_map_m": 2.0, "error_m": 0.0}]
     run.summary |= {"unit": "metres", "scale_bars": bars}

@@ -616,3 +616,14 @@ def test_depth_of_a_run_before_that_cannot_be_restored_lets_the_run_go_on(
 
     asyncio.run(go_on())
     assert engine._dense.figures()["keyframes_with_depth"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("estimates")
+def test_a_map_is_said_to_have_no_place_where_it_is_meant_to_have_one(tmp_path: Path) -> None:
+    wanted = "dense.orthophoto=true"
+    _, written = a_run(tmp_path / "wanted", wanted)
+    assert "in map units and without north" in written.summary["not_georeferenced"]
+    for number, off in enumerate(("dense.orthophoto=false", "georeference.enabled=false")):
+        _, written = a_run(tmp_path / f"{number}", wanted, off)
+        assert written.summary["not_georeferenced"] == ""
