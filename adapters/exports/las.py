@@ -39,6 +39,7 @@ _COARSEST = 0.001  # likewise, a millimetre where the unit is the metre
 _OFFSET_STEPS = 1000  # offsets are whole multiples of so many steps
 _SPARSE, _DENSE = "points", "dense"
 _NEVER_CLASSIFIED, _NOISE = 0, 7  # classes of table 17
+_MOST_OFF_RATIO = 1.0  # of noise, from the box around the other points, to its longest side
 
 _Batch = tuple[Float64Array, Uint8Array, Uint8Array]  # places, colours, classes
 
@@ -91,8 +92,9 @@ def write_las(
 ) -> None:
     """Writes the map's points, and the dense points of the run where there are any.
 
-    Points that are farther off than a file of that precision can say are left out. Points of the
-    map whose places are known far worse than those of the others are classified as noise.
+    Points of the map whose places are known far worse than those of the others are classified as
+    noise, and left out far from these: viewers show the box around all points. So are points that
+    are farther off than a file of that precision can say.
 
     Args:
         job: of the export.
@@ -109,18 +111,23 @@ def write_las(
     grid = _grid(job, crs)
     if crs is None:
         job.notes.append(_words_without_crs(job, suffix))
+    xyz, colors = points_of(job.reconstruction)
     is_unsure = unsure_points(job.reconstruction)
+    is_kept = ~_is_far_noise(xyz, is_unsure)
+    is_noise = is_unsure[is_kept]
     sparse = job.to / f"{_SPARSE}{suffix}"
-    num_left_out = _write(sparse, _sparse_batches(job, is_unsure), grid)
-    if is_unsure.any():
+    batches = _sparse_batches(job, xyz[is_kept], colors[is_kept], is_noise)
+    num_left_out = int((~is_kept).sum()) + _write(sparse, batches, grid)
+    if is_noise.any():
         job.notes.append(
-            f"{is_unsure.sum()} of {len(is_unsure)} points in {sparse.name} are classified as noise"
+            f"{is_noise.sum()} of {len(is_noise)} points in {sparse.name} are classified as noise"
             f" ({_NOISE}): their places are known far worse than those of the others"
         )
     if dense is not None:
         num_left_out += _write(job.to / f"{_DENSE}{suffix}", _dense_batches(job, dense), grid)
     if num_left_out:
-        job.notes.append(f"{num_left_out} points too far off are not in {suffix} files")
+        are = "point too far off is" if num_left_out == 1 else "points too far off are"
+        job.notes.append(f"{num_left_out} {are} not in {suffix} files")
 
 
 def _words_without_crs(job: ExportJob, suffix: str) -> str:
@@ -132,9 +139,20 @@ def _words_without_crs(job: ExportJob, suffix: str) -> str:
     )
 
 
-def _sparse_batches(job: ExportJob, is_unsure: BoolArray) -> Iterator[_Batch]:
-    xyz, colors = points_of(job.reconstruction)
-    classes = np.where(is_unsure, _NOISE, _NEVER_CLASSIFIED).astype(np.uint8)
+def _is_far_noise(xyz: Float64Array, is_noise: BoolArray) -> BoolArray:
+    """Which points (P,) are noise that lies far from all others."""
+    if is_noise.all():
+        return np.zeros(len(xyz), np.bool_)
+    low, high = xyz[~is_noise].min(axis=0), xyz[~is_noise].max(axis=0)
+    limit = _MOST_OFF_RATIO * float((high - low).max())
+    is_near = ((xyz >= low - limit) & (xyz <= high + limit)).all(axis=1)
+    return np.asarray(is_noise & ~is_near)
+
+
+def _sparse_batches(
+    job: ExportJob, xyz: Float64Array, colors: Uint8Array, is_noise: BoolArray
+) -> Iterator[_Batch]:
+    classes = np.where(is_noise, _NOISE, _NEVER_CLASSIFIED).astype(np.uint8)
     for rows in job.each_slice("points", len(xyz), size=_AT_ONCE):
         yield xyz[rows], colors[rows], classes[rows]
 

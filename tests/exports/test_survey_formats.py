@@ -86,19 +86,34 @@ def test_laspy_reads_points_where_they_are_to_a_millimetre(
     np.testing.assert_allclose(las.header.mins, las.xyz.min(axis=0), atol=1e-6)
 
 
+def spoil_a_point(run: Path, distance_m: float) -> int:
+    """Puts a point in line with the images that see it; returns how many points there are."""
+    model = model_of(run)
+    point = model.point3D(min(model.points3D))
+    images = [model.image(element.image_id) for element in point.track.elements[:2]]
+    first, second = (image.projection_center() for image in images)
+    point.xyz = first + distance_m * (first - second) / np.linalg.norm(first - second)
+    model.write_binary(run / "latest" / "sparse" / "0")
+    return model.num_points3D()
+
+
 def test_points_known_far_worse_than_the_others_are_noise_and_counted(
     run: Path, tmp_path: Path
 ) -> None:
-    model = model_of(run)
-    far = sorted(model.points3D)[0]
-    first, second = (model.image(model.point3D(far).track.elements[i].image_id) for i in (0, 1))
-    middle = (first.projection_center() + second.projection_center()) / 2.0
-    model.point3D(far).xyz = middle + 50.0 * (model.point3D(far).xyz - middle)
-    model.write_binary(run / "latest" / "sparse" / "0")
+    num = spoil_a_point(run, 100.0)
     done = export(run, tmp_path / "out", formats=[ExportFormat.LAS])
     classes = np.asarray(laspy.read(done.path / "points.las").classification)
-    assert classes.tolist() == [7, *[0] * (len(classes) - 1)]
-    assert any(f"1 of {len(classes)} points in points.las" in note for note in done.notes)
+    assert classes.tolist() == [7, *[0] * (num - 1)]
+    assert any(f"1 of {num} points in points.las" in note for note in done.notes)
+
+
+def test_noise_far_from_all_other_points_is_left_out_and_counted(run: Path, tmp_path: Path) -> None:
+    num = spoil_a_point(run, 3000.0)
+    done = export(run, tmp_path / "out", formats=[ExportFormat.LAS])
+    las = laspy.read(done.path / "points.las")
+    assert np.asarray(las.classification).tolist() == [0] * (num - 1)
+    assert np.ptp(las.xyz, axis=0).max() < 200.0
+    assert done.notes == ("1 point too far off is not in .las files",)
 
 
 def test_no_point_of_a_usual_map_is_noise(run: Path, tmp_path: Path) -> None:
