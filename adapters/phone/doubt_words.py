@@ -22,6 +22,8 @@ _WORDS: Mapping[str, str] = {  # by the kind of reason
     "turning": "the camera turned on the spot, which shows no depth: film that part again while"
     " walking",
     "few_points": "little texture was seen: film that part again, closer and with more around it",
+    "small_patch": f"a picture hangs on one small patch that it shows: {_AGAIN}, with what is"
+    " around the patch in view",
     "few_keyframes": "the map is still small: film more of the place, with more overlap",
     "missing_keyframes": f"some of what was filmed has no place on the map: {_AGAIN}",
     "overlay": "something in the picture stays where it is, a logo or dirt: wipe the lens",

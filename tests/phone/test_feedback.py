@@ -403,17 +403,28 @@ def test_what_is_doubted_of_the_map_is_shown_with_the_gravest_reason(mapping: St
     assert mapping.state().doubt == ""
 
 
-def test_a_doubt_says_what_to_do_and_names_no_frames(mapping: Story) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (
+            "misplaced",
+            "a part may lie in the wrong place: go back and film that part again, more slowly and"
+            " with more overlap",
+        ),
+        (
+            "small_patch",
+            "a picture hangs on one small patch that it shows: go back and film that part again,"
+            " more slowly and with more overlap, with what is around the patch in view",
+        ),
+    ],
+)
+def test_a_doubt_says_what_to_do_and_names_no_frames(mapping: Story, kind: str, words: str) -> None:
     (reason,) = verdict_of(VerdictLevel.DOUBTFUL).reasons
-    sentence = "the pairs of frame 59 contradict their places in the map: leave them out of it"
-    misplaced = replace(reason, kind="misplaced", sentence=sentence)
+    doubt = replace(reason, kind=kind, sentence="frame 59 may be elsewhere: leave it out")
     mapping.feedback.take(
-        VerdictChanged(verdict=Verdict(level=VerdictLevel.DOUBTFUL, reasons=(misplaced,)))
+        VerdictChanged(verdict=Verdict(level=VerdictLevel.DOUBTFUL, reasons=(doubt,)))
     )
-    assert mapping.state().doubt == (
-        "a part may lie in the wrong place: go back and film that part again, more slowly and with"
-        " more overlap"
-    )
+    assert mapping.state().doubt == words
 
 
 def test_a_doubt_says_how_long_ago_its_frames_were_filmed(mapping: Story) -> None:

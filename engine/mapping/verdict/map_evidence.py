@@ -29,6 +29,7 @@ from engine.mapping.verdict.part_evidence import (
     spread,
     views_of,
 )
+from engine.mapping.verdict.patch_evidence import HeldByPatch, find_held_by_patch
 from engine.matching.scene_graph import SceneGraph
 from engine.types import (
     BoolArray,
@@ -104,6 +105,7 @@ class MapEvidence:
     places: tuple[PlaceEvidence, ...]  # of registered ones, in order of arrival
     pairs: PairsEvidence = field(default_factory=PairsEvidence)
     parts: PartsEvidence = field(default_factory=PartsEvidence)
+    held_by_patch: tuple[HeldByPatch, ...] = ()
     num_verified_pairs: int = 0  # of all keyframes
     other_maps: tuple[tuple[FrameId, ...], ...] = ()  # their keyframes
     cameras: tuple[CameraFigures, ...] = ()
@@ -170,8 +172,9 @@ def gather(
     if is_agreed is not None:
         examined = examined.weighed_anew(is_agreed)
     placement = beside.placement
+    keyframes = tuple(graph.keyframe(i) for i in graph.keyframe_ids)
     return MapEvidence(
-        keyframes=tuple(graph.keyframe(i) for i in graph.keyframe_ids),
+        keyframes=keyframes,
         places=tuple(_place(sparse_map, graph.keyframe(i), examined) for i in ids),
         pairs=examined.summary(graph),
         parts=examine_parts(
@@ -181,6 +184,7 @@ def gather(
             is_agreed=is_agreed,
             num_asked=num_asked,
         ),
+        held_by_patch=find_held_by_patch(sparse_map, keyframes, placement),
         num_verified_pairs=len(graph.edges()),
         other_maps=tuple(tuple(one.registered_ids) for one in beside.other_maps),
         cameras=beside.cameras,

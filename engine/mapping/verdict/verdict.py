@@ -456,6 +456,29 @@ def _few_points(evidence: MapEvidence) -> Reasons:
     )
 
 
+def _held_by_patch(evidence: MapEvidence) -> Reasons:
+    """Keyframes whose pairs and points are all of a patch that may look like one elsewhere."""
+    held = evidence.held_by_patch
+    if not held:
+        return
+    ids = tuple(sorted(one.frame_id for one in held))
+    size = f"{max(one.patch_ratio for one in held):.0%} of the image"
+    patch = f"a small patch, {size}," if len(held) == 1 else f"small patches, at most {size},"
+    is_photos = all(one.is_photo for one in evidence.keyframes if one.frame_id in ids)
+    again = "take more photos around there" if is_photos else "film around there again"
+    them = "it" if len(held) == 1 else "them"
+    yield VerdictReason(
+        kind="small_patch",
+        level=VerdictLevel.DOUBTFUL,
+        sentence=(
+            f"nothing but {patch} holds {named(ids, evidence.keyframes)} in place, and what looks"
+            f" the same may be elsewhere, too: {again}, with more overlap in the rest of the image,"
+            f" or leave {them} out"
+        ),
+        frame_ids=ids,
+    )
+
+
 # -- coverage -----------------------------------------------------------------------------------
 
 
@@ -773,6 +796,7 @@ _RULES: tuple[Callable[[MapEvidence], Reasons], ...] = (
     _cameras,
     _unsearched_lenses,
     _few_points,
+    _held_by_patch,
     _few_keyframes,
     _several_maps,
     _missing,

@@ -13,6 +13,7 @@ from engine.frame_names import clock, named, stretches
 from engine.mapping.model.calibration_control import WantedFocal
 from engine.mapping.verdict.map_evidence import MapEvidence, PairsEvidence, PlaceEvidence
 from engine.mapping.verdict.part_evidence import ContestedPart, PartsEvidence, ThinJoint, TornPart
+from engine.mapping.verdict.patch_evidence import HeldByPatch
 from engine.mapping.verdict.verdict import judge
 from engine.types import (
     CalibrationOrigin,
@@ -572,6 +573,38 @@ def test_a_map_within_one_turn_is_wrong() -> None:
         is_whole=False,
     )
     assert judge(evidence(turning=(turn,))).level is WRONG
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_photo", "words"),
+    [
+        (
+            (4,),
+            True,
+            "a small patch, 3% of the image, holds photo 004.jpg in place, and what looks the same"
+            " may be elsewhere, too: take more photos around there, with more overlap in the rest"
+            " of the image, or leave it out",
+        ),
+        (
+            (4, 5),
+            False,
+            "small patches, at most 4% of the image, holds frames 40 to 50 in place, and what looks"
+            " the same may be elsewhere, too: film around there again, with more overlap in the"
+            " rest of the image, or leave them out",
+        ),
+    ],
+)
+def test_keyframes_that_small_patches_hold_are_doubted_by_name(
+    numbers: Sequence[int], is_photo: bool, words: str
+) -> None:
+    held = tuple(
+        HeldByPatch(frame_id=FrameId(number), patch_ratio=0.01 * number - 0.01)
+        for number in numbers
+    )
+    reason = only_reason(evidence(is_photo=is_photo, held_by_patch=held))
+    assert (reason.kind, reason.level) == ("small_patch", DOUBTFUL)
+    assert reason.sentence == f"nothing but {words}"
+    assert reason.frame_ids == numbers
 
 
 def test_two_keyframes_confirm_nothing() -> None:
