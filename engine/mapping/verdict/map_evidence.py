@@ -184,7 +184,7 @@ def gather(
             is_agreed=is_agreed,
             num_asked=num_asked,
         ),
-        held_by_patch=find_held_by_patch(sparse_map, keyframes, placement),
+        held_by_patch=find_held_by_patch(sparse_map, keyframes, looked_at, placement),
         num_verified_pairs=len(graph.edges()),
         other_maps=tuple(tuple(one.registered_ids) for one in beside.other_maps),
         cameras=beside.cameras,

@@ -3,16 +3,18 @@
 Wallpaper, a poster or a sign that hangs in two places registers a photo in the wrong one, and
 whatever is asked agrees: all its matches are of that patch. The rest of the image says nothing of
 the place, so something else has to: the keyframe's own position, or the places of the keyframes of
-a video just before and after it.
+a video just before and after it. So may a part of several keyframes be held, however well they hold
+each other: what counts is what they share with all others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
+import networkx
 import numpy as np
 
 from engine.estimators.lenses import camera_focal_px
@@ -20,7 +22,7 @@ from engine.geometry import camera_center
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.georeferencing import Placement
 from engine.mapping.verdict.part_evidence import spread
-from engine.types import Float64Array, FrameId, Keyframe
+from engine.types import BoolArray, Float64Array, FrameId, Int64Array, Keyframe, VerifiedPair
 
 # Of an image. Wallpaper that held a photo in the wrong place had 3.7 % of it. The least keyframe of
 # 40 good maps has 10.8 %, but for one of 2.4 % that its position confirms.
@@ -28,50 +30,70 @@ _PATCH_RATIO = 0.06
 # Of the middle keyframe's share. A small thing before an empty background has little of any image,
 # and all keyframes hold each other around it.
 _OF_MIDDLE_RATIO = 1.0 / 3.0
+# Likewise, of the side of a joint that sees more of what joins it: one that came close to a thing
+# has as much as others. Two parts in wrong places had 3.7 and 4.3 % of the images of one side and
+# 14 and 17 % of those of the other; parts of 30 good maps have 14 % at least of either side's.
+_NOT_CLOSE_RATIO = 2.0 / 3.0
 _INNER_RATIO = 0.9  # of the observations, nearest their median: a few stray ones span an image
 _MAX_OBSERVATIONS = 256  # that are looked at, spread over all
 _LEAST_OBSERVATIONS = 6  # fewer, wherever they are, may span little by chance
-# Steradians around the axis that an image of a lens of 21 mm has, by 36 x 24 mm of film. Shares of
-# images of wider lenses are of so much of them: a panorama is small wherever it is looked at.
+# Steradians that an image of a lens of 21 mm on 36 x 24 mm film has. Shares of images of wider
+# lenses are of so much: what fills an ordinary image is a small part of a panorama.
 _WIDEST = 2.0
+_NUM_CUTS = 16  # joints between parts of a map that are looked at, the weakest
 _NEAR_RATIO = 0.05  # of the extent of a map, from where something else has a keyframe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldByPatch:
-    """A keyframe whose place rests on a patch of its image, and that nothing else confirms."""
+    """Keyframes whose place rests on a patch of their images, and that nothing else confirms."""
 
-    frame_id: FrameId
-    patch_ratio: float  # of its image, that has its observations
+    frame_ids: tuple[FrameId, ...]  # one, or a part that holds together
+    patch_ratio: float  # of the images of one side, that has what they share with all others
 
 
 def find_held_by_patch(
-    sparse_map: SparseMap, keyframes: Sequence[Keyframe], placement: Placement | None
+    sparse_map: SparseMap,
+    keyframes: Sequence[Keyframe],
+    pairs: Iterable[VerifiedPair],
+    placement: Placement | None,
 ) -> tuple[HeldByPatch, ...]:
-    """Looks for keyframes whose observations are all in a small patch of their image.
+    """Looks for keyframes, and parts of a map, that a small patch of their images alone holds.
 
-    Those that have much less of their image than others are found, unless their own position or
-    their neighbours in time confirm where the map has them.
+    It is small by itself, and beside what other keyframes observe. Where positions or neighbours
+    in time confirm where the map has them, they are not found.
 
     Args:
         sparse_map: the map.
         keyframes: all, in order of arrival, registered or not.
+        pairs: of registered keyframes; where they hold the map together least, it has parts.
         placement: where the map lies on the globe; None: nowhere.
     """
     ids = sparse_map.registered_ids
-    ratios = np.array([_patch_ratio_of(sparse_map, i) for i in ids])
+    observed = [_Observed.of(sparse_map, i) for i in ids]
+    ratios = np.array([one.patch_ratio() for one in observed])
     if np.isnan(ratios).all():
         return ()
-    limit = min(_PATCH_RATIO, _OF_MIDDLE_RATIO * float(np.nanmedian(ratios)))
-    small = {i: float(ratio) for i, ratio in zip(ids, ratios, strict=True) if ratio < limit}
-    if not small:
+    middle = float(np.nanmedian(ratios))
+    limit = min(_PATCH_RATIO, _OF_MIDDLE_RATIO * middle)
+    held = [
+        HeldByPatch(frame_ids=(i,), patch_ratio=float(ratio))
+        for i, ratio in zip(ids, ratios, strict=True)
+        if ratio < limit
+    ]
+    shared = _Shared.of(observed)
+    for part in _weakest_parts(pairs, ids):
+        ratio = shared.joint_ratio(part, limit=_NOT_CLOSE_RATIO * middle)
+        if ratio < limit:
+            held.append(HeldByPatch(frame_ids=part, patch_ratio=ratio))
+    if not held:
         return ()
-    places = _Places.of(sparse_map, small.keys())
+    places = _Places.of(sparse_map, frozenset(i for one in held for i in one.frame_ids))
     return tuple(
-        HeldByPatch(frame_id=frame_id, patch_ratio=ratio)
-        for frame_id, ratio in small.items()
-        if not places.confirms_by_position(frame_id, placement)
-        and not places.confirms_by_time(frame_id, keyframes)
+        one
+        for one in held
+        if not places.confirms_by_position(one.frame_ids, placement)
+        and not any(places.confirms_by_time(i, keyframes) for i in one.frame_ids)
     )
 
 
@@ -92,15 +114,119 @@ def patch_ratio(keypoints_xy: Float64Array, *, width: int, height: int, focal_px
     return cv2.contourArea(hull) / min(width * height, _WIDEST * focal_px**2)
 
 
-def _patch_ratio_of(sparse_map: SparseMap, frame_id: FrameId) -> float:
-    keyframe = sparse_map.keyframe(frame_id)
-    observes = sparse_map.point3D_ids(frame_id) >= 0
-    return patch_ratio(
-        keyframe.features.keypoints_xy[observes],
-        width=keyframe.width,
-        height=keyframe.height,
-        focal_px=camera_focal_px(sparse_map.camera(keyframe.calibration_key)),
-    )
+def _weakest_parts(
+    pairs: Iterable[VerifiedPair], frame_ids: Sequence[FrameId]
+) -> list[tuple[FrameId, ...]]:
+    """Parts of several keyframes, the smaller side of each cut where pairs hold a map least.
+
+    Cut are the weakest edges of the maximum spanning tree of pairs.
+    """
+    graph: networkx.Graph[FrameId] = networkx.Graph()
+    graph.add_nodes_from(frame_ids)
+    for one in pairs:
+        graph.add_edge(one.pair.first, one.pair.second, weight=one.num_inliers)
+    tree = networkx.maximum_spanning_tree(graph)
+    edges = [
+        (data["weight"], first, second)
+        for first, second, data in tree.edges(data=True)
+        if tree.degree(first) > 1 and tree.degree(second) > 1
+    ]
+    parts = []
+    for weight, first, second in sorted(edges)[:_NUM_CUTS]:
+        tree.remove_edge(first, second)
+        sides: list[list[FrameId]] = [
+            sorted(networkx.node_connected_component(tree, end)) for end in (first, second)
+        ]
+        tree.add_edge(first, second, weight=weight)
+        smaller = min(sides, key=len)
+        parts.append(tuple(smaller))
+    return parts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Observed:
+    """What one keyframe observes of a map."""
+
+    frame_id: FrameId
+    point3D_ids: Int64Array  # (N,)
+    keypoints_xy: Float64Array  # (N, 2) px
+    width: int
+    height: int
+    focal_px: float
+
+    @classmethod
+    def of(cls, sparse_map: SparseMap, frame_id: FrameId) -> _Observed:
+        keyframe, point3D_ids = sparse_map.keyframe(frame_id), sparse_map.point3D_ids(frame_id)
+        observes = point3D_ids >= 0
+        return cls(
+            frame_id=frame_id,
+            point3D_ids=point3D_ids[observes],
+            keypoints_xy=keyframe.features.keypoints_xy[observes],
+            width=keyframe.width,
+            height=keyframe.height,
+            focal_px=camera_focal_px(sparse_map.camera(keyframe.calibration_key)),
+        )
+
+    def patch_ratio(self, which: BoolArray | slice = slice(None)) -> float:
+        """The share of the image that some of the observations (N,) span; NaN for very few."""
+        return patch_ratio(
+            self.keypoints_xy[which], width=self.width, height=self.height, focal_px=self.focal_px
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Shared:
+    """All observations (M,) of a map, those of each keyframe together."""
+
+    observed: dict[FrameId, _Observed]
+    slices: dict[FrameId, slice]  # of the observations
+    points_idx: Int64Array  # (M,)
+
+    @classmethod
+    def of(cls, observed: Sequence[_Observed]) -> _Shared:
+        _, points_idx = np.unique(
+            np.concatenate([one.point3D_ids for one in observed]), return_inverse=True
+        )
+        ends = np.cumsum([len(one.point3D_ids) for one in observed]).tolist()
+        return cls(
+            observed={one.frame_id: one for one in observed},
+            slices={
+                one.frame_id: slice(begin, end)
+                for one, begin, end in zip(observed, [0, *ends], ends, strict=False)
+            },
+            points_idx=points_idx.astype(np.int64),
+        )
+
+    def joint_ratio(self, part: Sequence[FrameId], *, limit: float) -> float:
+        """The share of the images of a part, or of all others, that has what both observe.
+
+        Of the two the smaller one, and NaN where the larger one is at least ``limit``.
+        """
+        own = self._patch_ratio(part, limit=limit)
+        if not own < limit:
+            return math.nan
+        members = set(part)
+        others = [frame_id for frame_id in self.observed if frame_id not in members]
+        of_others = self._patch_ratio(others, limit=limit)
+        return min(own, of_others) if of_others < limit else math.nan
+
+    def _patch_ratio(self, part: Sequence[FrameId], *, limit: float) -> float:
+        """The largest share of an image of a part that has points which others observe, too.
+
+        One of at least ``limit`` may be not the largest. NaN where very few points are shared.
+        """
+        is_of_part = np.zeros(len(self.points_idx), np.bool_)
+        for frame_id in part:
+            is_of_part[self.slices[frame_id]] = True
+        is_of_others = np.zeros(int(self.points_idx.max(initial=-1)) + 1, np.bool_)
+        is_of_others[self.points_idx[~is_of_part]] = True
+        shared = {i: is_of_others[self.points_idx[self.slices[i]]] for i in part}
+        largest = math.nan
+        for frame_id in sorted(part, key=lambda i: -int(shared[i].sum())):
+            largest = np.fmax(largest, self.observed[frame_id].patch_ratio(shared[frame_id]))
+            if largest >= limit:
+                break
+        return float(largest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,29 +235,32 @@ class _Places:
 
     centers: dict[FrameId, Float64Array]  # (3,) of registered keyframes
     asked: frozenset[FrameId]
-    extent_map: float  # of the others
+    extent_map: float
 
     @classmethod
-    def of(cls, sparse_map: SparseMap, asked: Set[FrameId]) -> _Places:
+    def of(cls, sparse_map: SparseMap, asked: frozenset[FrameId]) -> _Places:
         ids = sparse_map.registered_ids
         centers = camera_center(np.array([sparse_map.cam_from_world(i) for i in ids]))
-        others = centers[[i not in asked for i in ids]]
         return cls(
             centers=dict(zip(ids, centers, strict=True)),
-            asked=frozenset(asked),
-            extent_map=float(np.linalg.norm(np.ptp(others, axis=0))),
+            asked=asked,
+            extent_map=float(np.linalg.norm(np.ptp(centers, axis=0))),
         )
 
-    def confirms_by_position(self, frame_id: FrameId, placement: Placement | None) -> bool:
-        """Whether a keyframe's own position is where the map has it.
+    def confirms_by_position(
+        self, frame_ids: Sequence[FrameId], placement: Placement | None
+    ) -> bool:
+        """Whether most of the keyframes' own positions are where the map has them.
 
         Positions can be wrong by metres: in a small map they tell nothing.
         """
-        if placement is None or frame_id not in placement.frame_ids:
+        if placement is None:
             return False
-        found, row = placement.georeference, placement.frame_ids.index(frame_id)
+        found = placement.georeference
         near_m = _NEAR_RATIO * self.extent_map * found.metres_per_map_unit
-        return bool(found.is_inlier[row] and found.residuals_m[row] <= near_m)
+        rows = [row for row, i in enumerate(placement.frame_ids) if i in frame_ids]
+        is_near = found.is_inlier[rows] & (found.residuals_m[rows] <= near_m)
+        return bool(2 * np.count_nonzero(is_near) > len(rows))
 
     def confirms_by_time(self, frame_id: FrameId, keyframes: Sequence[Keyframe]) -> bool:
         """Whether a keyframe of a video is where those just before and after it have the camera.

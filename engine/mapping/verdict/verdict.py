@@ -461,12 +461,12 @@ def _held_by_patch(evidence: MapEvidence) -> Reasons:
     held = evidence.held_by_patch
     if not held:
         return
-    ids = tuple(sorted(one.frame_id for one in held))
+    ids = tuple(sorted({i for one in held for i in one.frame_ids}))
     size = f"{max(one.patch_ratio for one in held):.0%} of the image"
     patch = f"a small patch, {size}," if len(held) == 1 else f"small patches, at most {size},"
     is_photos = all(one.is_photo for one in evidence.keyframes if one.frame_id in ids)
     again = "take more photos around there" if is_photos else "film around there again"
-    them = "it" if len(held) == 1 else "them"
+    them = "it" if len(ids) == 1 else "them"
     yield VerdictReason(
         kind="small_patch",
         level=VerdictLevel.DOUBTFUL,

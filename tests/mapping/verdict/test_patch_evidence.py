@@ -16,6 +16,7 @@ from engine.mapping.verdict.patch_evidence import find_held_by_patch, patch_rati
 from engine.mapping.verdict.verdict import judge
 from engine.types import Float64Array, FrameId, GpsFix, VerdictLevel
 from tests.mapping.verdict.test_map_evidence import graph_of, move
+from tests.mapping.verdict.test_part_evidence import pairs_of
 from tests.support.synthetic import (
     HEIGHT,
     WIDTH,
@@ -34,11 +35,31 @@ METRES_PER_UNIT = 3.0
 FOCAL_PX = 800.0
 
 
-def map_with_patch(world: SyntheticWorld, *, num: int = PATCH) -> SparseMap:
-    """A map whose fifth keyframe matches the others in so many keypoints around one place alone."""
+def patch_of(world: SyntheticWorld, num: int) -> list[int]:
+    """So many points around one place in the fifth frame."""
     view = world.view(HELD)
     offsets = view.points_xy - np.median(view.points_xy, axis=0)
-    patch = view.point_ids[np.argsort(np.linalg.norm(offsets, axis=1))[:num]].tolist()
+    nearest = np.argsort(np.linalg.norm(offsets, axis=1))[:num]
+    return [int(point_id) for point_id in view.point_ids[nearest]]
+
+
+def map_of_two_parts(world: SyntheticWorld, *, num: int) -> SparseMap:
+    """A map whose first and last five keyframes match each other around one place alone."""
+    patch = patch_of(world, num)
+    sparse_map = map_of_keyframes(
+        world,
+        skips=lambda pair: pair.first <= HELD < pair.second,
+        given_pairs=[
+            world.verified_pair(one, other, among=patch) for one in (3, 4, 5) for other in (6, 7)
+        ],
+    )
+    grow(sparse_map, world, sparse_map.keyframe_ids)
+    return sparse_map
+
+
+def map_with_patch(world: SyntheticWorld, *, num: int = PATCH) -> SparseMap:
+    """A map whose fifth keyframe matches the others in so many keypoints around one place alone."""
+    patch = patch_of(world, num)
     sparse_map = map_of_keyframes(
         world,
         skips=lambda pair: HELD in (pair.first, pair.second),
@@ -65,7 +86,8 @@ def of_video() -> SparseMap:
 
 def held_ids(sparse_map: SparseMap, placement: Placement | None = None) -> list[FrameId]:
     keyframes = [sparse_map.keyframe(i) for i in sparse_map.keyframe_ids]
-    return [one.frame_id for one in find_held_by_patch(sparse_map, keyframes, placement)]
+    held = find_held_by_patch(sparse_map, keyframes, pairs_of(sparse_map), placement)
+    return [frame_id for one in held for frame_id in one.frame_ids]
 
 
 def placed(sparse_map: SparseMap, *, residual_m: float) -> Placement:

@@ -598,7 +598,7 @@ def test_keyframes_that_small_patches_hold_are_doubted_by_name(
     numbers: Sequence[int], is_photo: bool, words: str
 ) -> None:
     held = tuple(
-        HeldByPatch(frame_id=FrameId(number), patch_ratio=0.01 * number - 0.01)
+        HeldByPatch(frame_ids=(FrameId(number),), patch_ratio=0.01 * number - 0.01)
         for number in numbers
     )
     reason = only_reason(evidence(is_photo=is_photo, held_by_patch=held))
