@@ -7,6 +7,7 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -138,6 +139,18 @@ def test_times_that_are_not_finite_are_refused(at_s: float) -> None:
         added(captured_at_s=at_s)
     with pytest.raises(ValueError, match="captured_at_s"):
         handed_position(FIX, captured_at_s=at_s, camera=None)
+
+
+@pytest.mark.parametrize("at_s", [1.7e12, 1.7e18])
+def test_times_in_milliseconds_or_nanoseconds_are_refused(at_s: float) -> None:
+    with pytest.raises(ValueError, match="expected seconds, not milliseconds or nanoseconds"):
+        added(captured_at_s=at_s)
+
+
+@pytest.mark.parametrize("image", ["a.jpg", Path("a.jpg")])
+def test_the_name_of_a_file_is_no_image(image: Any) -> None:
+    with pytest.raises(TypeError, match=r"^image: .* Path\(\.\.\.\)\.read_bytes\(\)"):
+        added(image=image)
 
 
 def test_positions_that_are_not_finite_are_refused() -> None:

@@ -19,3 +19,10 @@ from engine.frame_names import clock
 )
 def test_times_are_those_of_a_video_or_of_the_day(seconds: float, words: str) -> None:
     assert clock(seconds) == words
+
+
+@pytest.mark.parametrize("seconds", [1.7e12, 1.7e15, 1.7e18, 1e300])
+def test_clocks_that_count_otherwise_than_in_seconds_are_told_without_a_date(
+    seconds: float,
+) -> None:
+    assert clock(seconds) == f"{round(seconds) // 60}:{round(seconds) % 60:02d}"

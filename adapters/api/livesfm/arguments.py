@@ -16,6 +16,7 @@ from engine.types import CalibrationOrigin, GpsFix, IntrinsicsPrior
 
 _NUMBERS_OF_FIX = ("latitude_deg", "longitude_deg")
 _NUMBERS_OR_NONE_OF_FIX = ("altitude_m", "accuracy_m", "vertical_accuracy_m")
+_END_OF_TIME_S = 253_402_300_800.0  # of the year 9999, since 1970
 
 
 def finite_number(value: object, *, name: str) -> float:
@@ -34,6 +35,22 @@ def finite_number(value: object, *, name: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name}: {number} is no finite number")
     return number
+
+
+def checked_time(value: object) -> float:
+    """A time in seconds as a float of Python.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not finite, or so large that it is not in seconds.
+    """
+    seconds = finite_number(value, name="captured_at_s")
+    if seconds >= _END_OF_TIME_S:
+        raise ValueError(
+            f"captured_at_s: {seconds:g} s is beyond the year 9999: expected seconds, not"
+            " milliseconds or nanoseconds"
+        )
+    return seconds
 
 
 def checked_camera(value: object) -> str:

@@ -31,6 +31,7 @@ from engine.config import Config, load_config
 from engine.events import Event
 from engine.types import (
     BoolArray,
+    DropReason,
     GpsFix,
     IntrinsicsPrior,
     MapCounts,
@@ -44,7 +45,7 @@ from livesfm.arguments import (
     checked_fix,
     checked_overrides,
     checked_prior,
-    finite_number,
+    checked_time,
     plain_value,
 )
 from livesfm.frames import HandedFrame, HandedPosition, LiveFrames, RunEndedError, WaitingFrames
@@ -70,6 +71,7 @@ class RunResult:
     num_registered: int  # in the map
     stopped_by: str
     not_saved: tuple[str, ...]  # what the disk does not have, in words
+    frames_dropped: Mapping[str, int]  # by reason
     summary: Mapping[str, Any]  # as in summary.json
 
 
@@ -326,6 +328,9 @@ class Run:
         if self._outcome is None:
             raise RunEndedError("the run ended without a result")
         outcome = self._outcome
+        dropped: dict[str, int] = outcome.summary["frames_dropped"]
+        if dropped:
+            logger.warning("%s: %s", self.path, _drops_in_words(outcome.summary))
         return RunResult(
             path=outcome.path,
             verdict=outcome.verdict,
@@ -333,6 +338,7 @@ class Run:
             num_registered=outcome.num_registered,
             stopped_by=outcome.stopped_by.value,
             not_saved=outcome.not_saved,
+            frames_dropped=dropped,
             summary=outcome.summary,
         )
 
@@ -469,7 +475,7 @@ def handed_frame(
     return HandedFrame(
         image=own,
         camera=checked_camera(camera),
-        captured_at_s=None if captured_at_s is None else _time_of(captured_at_s),
+        captured_at_s=None if captured_at_s is None else checked_time(captured_at_s),
         gps=None if gps is None else checked_fix(gps, name="gps"),
         intrinsics=None if intrinsics is None else checked_prior(intrinsics),
         mask=None if mask is None else _mask_of(mask, own),
@@ -485,13 +491,19 @@ def handed_position(fix: GpsFix, *, captured_at_s: float, camera: str | None) ->
     """
     return HandedPosition(
         fix=checked_fix(fix, name="fix"),
-        captured_at_s=_time_of(captured_at_s),
+        captured_at_s=checked_time(captured_at_s),
         camera=None if camera is None else checked_camera(camera),
     )
 
 
-def _time_of(captured_at_s: float) -> float:
-    return finite_number(captured_at_s, name="captured_at_s")
+def _drops_in_words(summary: Mapping[str, Any]) -> str:
+    dropped: dict[str, int] = summary["frames_dropped"]
+    reasons = ", ".join(f"{reason} {num}" for reason, num in sorted(dropped.items()))
+    num, num_received = sum(dropped.values()), summary["frames_received"]
+    words = f"{num} of {num_received} frames were dropped: {reasons}"
+    if DropReason.OVERLOAD in dropped:
+        words += "; the engine was behind: add fewer a second, or open the run with lossless=True"
+    return words
 
 
 def _overlays(config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -526,8 +538,14 @@ def _encoded_or_rgb(image: Uint8Array | bytes | bytearray | memoryview) -> Uint8
     """The bytes of an encoded image, or a copy of an array (H, W, 3).
 
     Raises:
-        ValueError: it is neither.
+        TypeError: it is the name of a file.
+        ValueError: it is no such array.
     """
+    if isinstance(image, str | os.PathLike):
+        raise TypeError(
+            f"image: expected an array or the bytes of an encoded image, got"
+            f" {type(image).__name__}: those of a file are Path(...).read_bytes()"
+        )
     if isinstance(image, bytes):
         return image
     if isinstance(image, bytearray) or (isinstance(image, memoryview) and image.ndim == 1):
