@@ -49,13 +49,24 @@ def _source_lines_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def painted_towns_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all processes of a test session keep the textures of towns."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # beside the folders of the others
+        folder = folder.parent
+    folder /= "painted_towns"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="module")
-def towns_painted_once() -> Iterator[None]:
+def towns_painted_once(painted_towns_folder: Path) -> Iterator[None]:
     """Towns of one seed and image width share their textures, which take seconds to paint."""
     from tests.support import painted_towns
 
     with pytest.MonkeyPatch.context() as patched:
-        painted_towns.paint_once(patched)
+        painted_towns.paint_once(patched, painted_towns_folder)
         yield
 
 
