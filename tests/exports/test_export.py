@@ -59,11 +59,14 @@ def make_model(
 
 def dotted_image(image: pycolmap.Image) -> Uint8Array:
     """A black image with a soft white dot at every keypoint that has a point."""
-    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
+    columns, rows = np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5
     canvas = np.zeros((HEIGHT, WIDTH))
     for point2D in image.get_observation_points2D():
-        x, y = point2D.xy
-        canvas += 250 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * 1.5**2))
+        along_x, along_y = (
+            np.exp(-((at - center) ** 2) / (2 * 1.5**2))
+            for at, center in zip((columns, rows), point2D.xy, strict=True)
+        )
+        canvas += 250 * np.outer(along_y, along_x)
     return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
@@ -122,9 +125,15 @@ def read_dense(path: Path) -> tuple[Float64Array, Float64Array]:
     return read["xyz"].astype(np.float64), read["normal"].astype(np.float64)
 
 
+@pytest.fixture(scope="module")
+def made_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tests only copy it."""
+    return make_run(tmp_path_factory.mktemp("made") / "run", make_model())
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return make_run(tmp_path / "run", make_model())
+def run(tmp_path: Path, made_run: Path) -> Path:
+    return shutil.copytree(made_run, tmp_path / "run", symlinks=True)
 
 
 def entries(folder: Path) -> set[str]:
