@@ -20,10 +20,12 @@ from engine.types import Float64Array
 from tests.support.trainer_readers import READERS, TrainerScene, read_as_gaussian_splatting
 
 TOWN = "synthetic:town?width=320&height=240&frames=40"
-LEAN = ["--view", "none", "--quiet", "--set", "dense.enabled=false"]
-DENSE_TOWN = "synthetic:town?frames=60"  # half of its frames are no keyframes
+PART = ["--set", "sources.max_frames=24"]
+LEAN = ["--view", "none", "--quiet"]
+LEAN += ["--set", "dense.enabled=false", "--set", "report.enabled=false"]
+DENSE_TOWN = "synthetic:town?width=320&height=240&frames=60"  # half of its frames are no keyframes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("towns_painted_once")]
 
 
 def livesfm(*arguments: str | Path) -> None:
@@ -59,6 +61,8 @@ def test_a_trainer_that_reads_while_a_run_goes_on_never_sees_half_a_version(
             while not is_over.is_set():
                 if (run / "train").exists():
                     seen.append(len(assert_whole((run / "train").resolve()).cameras))
+                else:
+                    is_over.wait(0.01)
                 with has_read:
                     has_read.notify_all()
         finally:
@@ -82,7 +86,7 @@ def test_a_trainer_that_reads_while_a_run_goes_on_never_sees_half_a_version(
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read)
         try:
-            livesfm("run", TOWN, "--out", run, *LEAN, *sets)
+            livesfm("run", TOWN, "--out", run, *LEAN, *PART, *sets)
         finally:
             is_over.set()
         reading.result()
@@ -144,7 +148,7 @@ def _center(model: pycolmap.Reconstruction, name: str) -> Float64Array:
 
 def test_frames_of_a_run_come_from_its_recording_alike(tmp_path: Path) -> None:
     recorded = tmp_path / "recorded"
-    livesfm("run", TOWN, "--out", tmp_path / "run", "--record-input", recorded, *LEAN)
+    livesfm("run", TOWN, "--out", tmp_path / "run", "--record-input", recorded, *LEAN, *PART)
     sources: dict[str, list[str | Path]] = {"again": [], "recorded": ["--source", recorded]}
     for to, more in sources.items():
         livesfm(
