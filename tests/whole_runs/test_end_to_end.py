@@ -54,7 +54,8 @@ main()
 """
 
 TOWN = "synthetic:town?path=lawnmower&width=320&height=240"
-NUM_FRAMES = 40
+FLIGHT, NUM_FRAMES = f"{TOWN}&frames=40", 24  # the first of them
+LEAN = ("--set", "dense.enabled=false", "--set", "report.enabled=false")
 
 pytestmark = pytest.mark.usefixtures("towns_painted_once")
 
@@ -119,7 +120,8 @@ def assert_poses_agree(path: Path, written: Written) -> None:
 def town_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run over the town; tests only read it."""
     path = tmp_path_factory.mktemp("town") / "run"
-    result = livesfm("run", f"{TOWN}&frames={NUM_FRAMES}", "--out", path, "--quiet")
+    part = f"sources.max_frames={NUM_FRAMES}"
+    result = livesfm("run", FLIGHT, "--out", path, "--quiet", "--set", part)
     assert result.exit_code == 0, result.output
     return path
 
@@ -198,7 +200,8 @@ def test_it_is_exported_for_other_tools(town_run: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_same_flight_gives_the_same_map_to_the_last_bit(town_run: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
-    assert reconstruct(f"{TOWN}&frames={NUM_FRAMES}", again).exit_code == 0
+    part = f"sources.max_frames={NUM_FRAMES}"
+    assert reconstruct(FLIGHT, again, "--set", part).exit_code == 0
     for name in ("cameras.bin", "images.bin", "points3D.bin"):
         one, other = (path / "latest" / "sparse" / "0" / name for path in (town_run, again))
         assert one.read_bytes() == other.read_bytes(), name
@@ -214,14 +217,14 @@ def reconstruct_densely(out: Path, *settings: str) -> Result:
     given = ("oracle.noise_px=1.0", "oracle.outlier_ratio=0.1", "dense_matching.max_keypoints=2048")
     sets = [part for setting in (*given, *settings) for part in ("--set", setting)]
     source = "synthetic:town?path=lawnmower&width=480&height=360&frames=60"
-    return reconstruct(source, out, "--config", ROOT / "configs" / "oracle.yaml", *sets)
+    return reconstruct(source, out, "--config", ROOT / "configs" / "oracle.yaml", *LEAN, *sets)
 
 
 @pytest.fixture(scope="module")
 def dense_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; tests only read it."""
     path = tmp_path_factory.mktemp("dense") / "run"
-    result = reconstruct_densely(path, "sources.max_frames=50", "matching.metric_scale=apply")
+    result = reconstruct_densely(path, "sources.max_frames=38", "matching.metric_scale=apply")
     assert result.exit_code == 0, result.output
     return path
 
@@ -304,21 +307,25 @@ def test_images_with_holes_are_reconstructed_from_what_is_left(
 # -- signals --------------------------------------------------------------------------------------
 
 
-MANY_FRAMES = 1000
+MANY_FRAMES = 200
 EVERY_SIGNAL_COUNTS = """
+import sys
+from pathlib import Path
 from adapters.cli import main
 from engine.run import event_loop
+from tests.support.painted_towns import paint_once_in_this_process
+paint_once_in_this_process(Path(sys.argv.pop(1)))
 event_loop._SAME_REQUEST_S = 0.0  # however soon it follows
 main()
 """
 
 
 @contextmanager
-def started(out: Path) -> Iterator[subprocess.Popen[str]]:
+def started(out: Path, *, painted_in: Path) -> Iterator[subprocess.Popen[str]]:
     """A run of its own process over more frames than anyone waits for."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-c", EVERY_SIGNAL_COUNTS),
+            *(sys.executable, "-c", EVERY_SIGNAL_COUNTS, str(painted_in)),
             *(
                 "run",
                 f"{TOWN}&frames={MANY_FRAMES}",
@@ -354,9 +361,9 @@ def wait_for_event(out: Path, event: str, process: subprocess.Popen[str]) -> Non
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_saves_its_map(tmp_path: Path) -> None:
+def test_an_interrupted_run_saves_its_map(tmp_path: Path, painted_towns_folder: Path) -> None:
     out = tmp_path / "run"
-    with started(out) as process:
+    with started(out, painted_in=painted_towns_folder) as process:
         wait_for_event(out, "MapInitialized", process)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=HANG_S)
@@ -370,9 +377,9 @@ def test_an_interrupted_run_saves_its_map(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_third_signal_leaves_at_once(tmp_path: Path) -> None:
+def test_a_third_signal_leaves_at_once(tmp_path: Path, painted_towns_folder: Path) -> None:
     out = tmp_path / "run"
-    with started(out) as process:
+    with started(out, painted_in=painted_towns_folder) as process:
         wait_for_event(out, "MapInitialized", process)
         assert process.stderr is not None
         for reaction in ("stopping", "dropping"):
@@ -393,7 +400,7 @@ def test_a_third_signal_leaves_at_once(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def town() -> SyntheticTown:
     ids = itertools.count(1)
-    options = TownOptions(path="lawnmower", num_frames=60, width=400, height=300)
+    options = TownOptions(path="lawnmower", num_frames=60, width=320, height=240)
     return SyntheticTown(options, next_frame_id=lambda: FrameId(next(ids)))
 
 
@@ -546,7 +553,7 @@ def test_a_tripod_makes_no_map_out_of_noise(tmp_path: Path, town: SyntheticTown)
 def test_copies_of_photos_lie_where_their_originals_do(
     tmp_path: Path, pictures: Sequence[Uint8Array]
 ) -> None:
-    folder, out, num = tmp_path / "photos", tmp_path / "run", 7
+    folder, out, num = tmp_path / "photos", tmp_path / "run", 5
     folder.mkdir()
     for number, pixels in enumerate(pictures[:num]):
         bgr = np.ascontiguousarray(pixels[:, :, ::-1])
@@ -554,7 +561,7 @@ def test_copies_of_photos_lie_where_their_originals_do(
             path = folder / f"{number}_{quality}.jpg"
             assert cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
         shutil.copy(folder / f"{number}_95.jpg", folder / f"copy_{number}.jpg")  # far from it
-    written = assert_reconstructed(reconstruct(folder, out), out, num=3 * num)
+    written = assert_reconstructed(reconstruct(folder, out, *LEAN), out, num=3 * num)
     assert written.statuses == ["keyframe"] * (3 * num)
     model = model_of(out)
     centers = {image.name: image.projection_center() for image in model.images.values()}
@@ -611,10 +618,10 @@ def test_other_cameras_in_the_folder_have_calibrations_of_their_own(
         )
         # A window of another shape has its principal point elsewhere, so its centre is kept.
         save(photos / f"other{number}.png", np.asarray(larger, np.uint8)[45:-45])
-    written = assert_reconstructed(reconstruct(photos, out), out, num=NUM_PHOTOS + 3)
+    written = assert_reconstructed(reconstruct(photos, out, *LEAN), out, num=NUM_PHOTOS + 3)
     model = model_of(out)
     sizes = {(camera.width, camera.height) for camera in model.cameras.values()}
-    assert sizes == {(400, 300), (600, 360)}
+    assert sizes == {(320, 240), (600, 360)}
     assert written.summary["mean_reprojection_error_px"] < 1.0
 
 
@@ -625,7 +632,7 @@ def test_a_truncated_photo_is_dropped_and_the_others_are_reconstructed(
     out = tmp_path / "run"
     data = (photos / "004.jpg").read_bytes()
     (photos / "004.jpg").write_bytes(data[: len(data) // 2])
-    written = assert_reconstructed(reconstruct(photos, out), out, num=NUM_PHOTOS - 1)
+    written = assert_reconstructed(reconstruct(photos, out, *LEAN), out, num=NUM_PHOTOS - 1)
     assert written.statuses[4] == "dropped:unreadable"
     (dropped,) = written.of_kind("FrameDropped")
     assert (dropped["name"], dropped["detail"]) == (
@@ -642,7 +649,7 @@ def test_files_that_are_no_photos_are_dropped_each_for_its_reason(
     (photos / "005a.jpg").write_text("these are only words")
     (photos / "005b.jpg").write_bytes(b"")
     save(photos / "005c.jpg", np.zeros((1, 1, 3), np.uint8))
-    written = assert_reconstructed(reconstruct(photos, out), out)
+    written = assert_reconstructed(reconstruct(photos, out, *LEAN), out)
     assert written.summary["frames_dropped"] == {"too_small": 1, "unreadable": 2}
     assert written.statuses[6:9] == ["dropped:unreadable"] * 2 + ["dropped:too_small"]
 
@@ -713,7 +720,7 @@ def test_a_truncated_video_is_reconstructed_up_to_where_it_ends(
     )
     data = video.read_bytes()
     video.write_bytes(data[: int(0.6 * len(data))])
-    result = reconstruct(video, out)
+    result = reconstruct(video, out, *LEAN)
     assert result.exit_code in FINISHED, result.output
     written = assert_valid(out)
     num_used = sum(status in {"keyframe", "tracked"} for status in written.statuses)
@@ -772,7 +779,7 @@ def test_the_fox_is_reconstructed_from_a_phone(
 ) -> None:
     fox, out = real_set("fox"), tmp_path / "run"
     config = ROOT / "configs" / "phone.yaml"
-    result = reconstruct(fox / "images", out, "--config", config)
+    result = reconstruct(fox / "images", out, "--config", config, *LEAN)
     written = assert_reconstructed(result, out, num=50)
     assert 0.0 < written.summary["mean_reprojection_error_px"] <= 0.60
     assert written.summary["mean_track_length"] >= 6.5
