@@ -149,12 +149,15 @@ def test_an_unknown_preset_is_refused_from_another_folder(installed: Installed) 
 def test_a_run_with_a_named_preset_writes_its_folder_where_it_is_started(
     installed: Installed,
 ) -> None:
-    town = "synthetic:town?path=lawnmower&width=480&height=360&frames=60"
-    quick = ("--view", "none", "--quiet", "--set", "sources.max_frames=20")
-    done = installed.run("run", town, "--config", "drone_video", *quick)
+    town = "synthetic:town?path=lawnmower&width=240&height=180&frames=60"
+    quick = ("sources.max_frames=10", "dense.enabled=false")
+    sets = [word for one in quick for word in ("--set", one)]
+    done = installed.run(
+        *("run", town, "--config", "drone_video", "--view", "none", "--quiet", *sets)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     written = yaml.safe_load((installed.work / "runs/town/config.yaml").read_text("utf-8"))
-    expected = load_config(["drone_video"], ["sources.max_frames=20"])
+    expected = load_config(["drone_video"], quick)
     assert written == expected.model_dump(mode="json")
     assert (installed.work / "runs/town/summary.json").exists()
 
