@@ -15,6 +15,7 @@ from tests.support.paths import ROOT, TOOLS
 
 TOOL = TOOLS / "trace_keyframe.py"
 SHORT_RUN = "synthetic:town?frames=32&width=320&height=240"
+LEAN = [f"--set={one}" for one in ("dense.enabled=false", "sources.max_frames=12")]
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +62,11 @@ def small_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("towns_painted_once")
 def test_a_short_run_has_a_figure_in_every_row(
     trace: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trace.main([SHORT_RUN, "--json", "--set", "dense.enabled=false"])
+    trace.main([SHORT_RUN, "--json", *LEAN])
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert report["num_keyframes"] >= 3
     figures = report["keyframe"]
