@@ -78,6 +78,7 @@ def reconstruct(out: Path, gcp: Path) -> Result:
         f"&width={OPTIONS.width}&height={OPTIONS.height}"
     )
     command = ["run", source, "--out", str(out), "--view", "none", "--quiet", "--gcp", str(gcp)]
+    command += ["--set", "dense.enabled=false"]
     return CliRunner().invoke(cli.app, command)
 
 
