@@ -222,6 +222,7 @@ def test_the_command_prints_where_the_report_is(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("towns_painted_once")
 def test_the_town_goes_through_livesfm_and_through_colmap(tmp_path: Path) -> None:
     import cv2
 

@@ -30,7 +30,7 @@ _PATCH_PX, _REACH_PX = 24, 4
 _ABOVE_M = 4000.0  # of the camera that sees the town straight from above
 _LEVEL_M = 0.5  # ground and streets, without cars
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("towns_painted_once")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -31,7 +31,7 @@ _NUM_NEIGHBOURS = 6
 _DRIFT = 0.8  # the scale at the end of the way around
 _OPTIONS = DepthOptions(edge_px=320, num_neighbours=2)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("towns_painted_once")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

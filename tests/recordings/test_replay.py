@@ -247,6 +247,7 @@ def test_a_frame_is_the_same_in_all_that_it_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("towns_painted_once")
 def test_a_live_video_that_outruns_mapping_is_repeated_to_the_bit(tmp_path: Path) -> None:
     town = SyntheticTown(
         parse_town_spec("synthetic:town?frames=30&width=320&height=240"),

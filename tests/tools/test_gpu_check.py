@@ -156,6 +156,7 @@ def test_memory_of_a_processor_is_not_counted(checking: ModuleType) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("towns_painted_once")
 def test_a_run_poses_frames_at_the_network_s_cost(checking: ModuleType) -> None:
     poses = importlib.import_module("gpu_checks.source_to_pose")
     assert poses.missing_packages() == []

@@ -458,7 +458,7 @@ def test_the_configuration_takes_some_frames_of_the_flight() -> None:
 
 @pytest.mark.slow
 def test_a_blank_wall_hides_some_frames_and_nothing_else() -> None:
-    options = "synthetic:town?frames=6&width=96&height=64&noise=2"
+    options = "synthetic:town?frames=6&width=64&height=64&noise=2"
     plain = make_town(parse_town_spec(options))
     walled = make_town(parse_town_spec(f"{options}&blank_from=2&blank=3"))
     for index in range(6):

@@ -150,6 +150,7 @@ def assert_mapped(recording: Path, out: Path, *, num: int, max_rmse_m: float) ->
     return run
 
 
+@pytest.mark.usefixtures("towns_painted_once")
 def test_a_recording_of_the_town_gives_its_map_on_the_globe(tmp_path: Path) -> None:
     options = TownOptions(path="lawnmower", width=320, height=240, num_frames=120)
     town = SyntheticTown(options, next_frame_id=count_frame_ids(), config=SourcesConfig())
