@@ -29,7 +29,9 @@ SUMMARY = {
 
 
 @pytest.fixture(scope="module")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def datasets(
+    tmp_path_factory: pytest.TempPathFactory, towns_painted_once: None
+) -> tuple[Path, Path]:
     return write_datasets(tmp_path_factory.mktemp("datasets"))
 
 

@@ -325,6 +325,7 @@ def test_without_a_cluster_a_run_begins_here() -> None:
     assert "work is done here until it answers" in said[0]
 
 
+@pytest.mark.usefixtures("towns_painted_once")
 def test_a_batch_makes_its_runs_as_tasks(cluster: RayCluster, tmp_path: Path) -> None:
     good, broken = write_datasets(tmp_path)
     done = batch(

@@ -39,11 +39,11 @@ class TownPainter:
         path = self._folder / f"town_{seed}_{width}.npz"
         if path.exists():
             with np.load(path) as stored:
-                textures = [stored[str(number)] for number in range(len(stored.files))]
+                textures = [stored[f"arr_{number}"] for number in range(len(stored.files))]
         else:
             textures = PAINT_TEXTURES(lay_out_town(seed), seed=seed, width=width)
             unfinished = path.with_name(f"{os.getpid()}_{path.name}")
-            np.savez(unfinished, **{str(number): one for number, one in enumerate(textures)})
+            np.savez(unfinished, *textures)
             unfinished.replace(path)
         for texture in textures:
             texture.setflags(write=False)

@@ -22,7 +22,7 @@ _QUICK = ("dense.enabled=false", "report.enabled=false", "window.enabled=false")
 def write_datasets(folder: Path) -> tuple[Path, Path]:
     """Two folders of photos: ``good``, overlapping ones, and ``broken``, none that can be read."""
     ids = itertools.count(1)
-    options = TownOptions(path="lawnmower", num_frames=60, width=400, height=300)
+    options = TownOptions(path="lawnmower", num_frames=60, width=320, height=240)
     town = SyntheticTown(options, next_frame_id=lambda: FrameId(next(ids)))
     good, broken = folder / "good", folder / "broken"
     good.mkdir()
