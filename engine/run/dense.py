@@ -302,9 +302,10 @@ class DenseMaking:
         self._news.set()
 
     async def finish(self) -> None:
-        """Makes what the budget still allows, within some seconds, and the last products.
+        """Makes depth again that the last adjustment moved, what else the budget allows, products.
 
-        After the last adjustment. What hangs is given up, and what was dropped is only counted.
+        The former whatever the budget says, both within some seconds. What hangs is given up, and
+        what was dropped is only counted.
         """
         if self._working is None:
             return
@@ -429,9 +430,9 @@ class DenseMaking:
         # What the map shows to be wrong goes before what is new.
         self._left_out = self._reason_to_leave_out(num_before=len(self._again))
         is_repair = bool(self._again) and self._left_out is LeftOut.BUDGET
-        wants_problem = self._left_out is None or (
-            is_repair and self._reason_to_leave_out() is None
-        )
+        # The last adjustment may move all of it, and depth that nothing agrees with shows nothing.
+        may_repair = is_repair and (is_final or self._reason_to_leave_out() is None)
+        wants_problem = self._left_out is None or may_repair
         wants_poses = self._num_until_placing <= 0 or self._views.wants_dense()
         if self._stopped.is_set() or not (wants_problem or wants_poses):
             return False

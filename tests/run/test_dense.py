@@ -272,12 +272,18 @@ def test_depth_that_cannot_be_written_is_counted(
     assert written.summary["failed_writes"] == NUM_FRAMES
 
 
-def test_what_the_map_moved_is_made_again_within_the_budget_and_before_what_is_new(
+def test_what_the_map_moved_is_made_again_before_what_is_new_and_at_the_end_beyond_the_budget(
     tmp_path: Path, estimates: Callable[[Estimate], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every keyframe that has depth counts as moved; there is room for ten depth maps."""
     room = 10
     problems: list[FrameId] = []
+    num_at_end: list[int] = []
+    make_last = DenseMaking._make_last
+
+    async def watched_end(self: DenseMaking) -> None:
+        num_at_end.append(len(problems))
+        await make_last(self)
 
     def watched(problem: DepthProblem, *args: Any) -> DepthEstimate:
         problems.append(problem.view.frame_id)
@@ -294,10 +300,13 @@ def test_what_the_map_moved_is_made_again_within_the_budget_and_before_what_is_n
     monkeypatch.setattr(dense_module, "_SMOOTHING", 0.0)
     monkeypatch.setattr(dense_module, "_POINTS_CPU_S", 0.0)
     monkeypatch.setattr(dense_map_module, "_OUTDATED_ERROR_RATIO", -1.0)
+    monkeypatch.setattr(DenseMaking, "_make_last", watched_end)
     _, written = a_run(tmp_path / "run")
-    assert len(problems) <= room
+    assert num_at_end[0] <= room
     figures = written.summary["dense"]
-    assert figures["made_again"] > 0
+    times = Counter(problems)
+    assert len(times) < room < len(problems)
+    assert set(times.values()) == {1 + dense_module._MAX_AGAIN}
     assert figures["outdated"] == figures["keyframes_with_depth"]
     assert figures["keyframes_with_depth"] + figures["made_again"] == len(problems)
     assert figures["keyframes_without"]["budget"] == NUM_FRAMES - figures["keyframes_with_depth"]
