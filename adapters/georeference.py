@@ -79,9 +79,10 @@ def georeference(
             arguments=arguments,
         )
     photos = {PurePosixPath(row.name) for row in rows}
-    named = read_position_files(files).among(photos)
-    if named.words:
-        logger.warning("%s: %s", run, named.words)
+    read = read_position_files(files)
+    named = read.among(photos)
+    for words in filter(None, (read.words, named.words)):
+        logger.warning("%s: %s", run, words)
     return georeference_run(
         run,
         times_s={row.name: row.captured_at_s for row in rows},

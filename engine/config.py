@@ -747,7 +747,8 @@ class DenseConfig(Section):
     max_cpu_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
     """Share of the run's CPU time, below 1, that depth maps and dense points may take. Keyframes
     that do not fit into it, the oldest ones, get no depth map and are counted; a resume with a
-    larger share makes theirs. What the map shows to be wrong is made again first."""
+    larger share makes theirs. What the map shows to be wrong is made again first, at the end of a
+    run also beyond that."""
 
 
 class SnapshotsConfig(Section):

@@ -10,6 +10,7 @@ from adapters.report.run_record import RunRecord
 from adapters.report.words import count, fixed, listed, number, shown_path
 from engine.types import VerdictLevel
 
+_RECORDING = "recording.rrd"
 _WORDS = {
     VerdictLevel.GOOD: "Nothing was found that speaks against this map. That is evidence, not"
     " proof: check a known distance or a check point before the map is measured in.",
@@ -43,6 +44,8 @@ _REMEDIES = {
     " is exported by --map N.",
     "missing_keyframes": "Film what joins the missing keyframes to the rest, and add it: livesfm"
     " resume {run} SOURCE.",
+    "pairs_contradict": "Film the places that the reasons name again, with more overlap, and add"
+    " it: livesfm resume {run} SOURCE. It often settles what few images left open.",
 }
 _SAME_REMEDY = {
     "camera_lens": "camera_focal",
@@ -50,6 +53,10 @@ _SAME_REMEDY = {
     "camera_unsure": "camera_focal",
     "camera_few_images": "camera_focal",
     "looks_up": "gps_contradicts",
+    **dict.fromkeys(
+        ("misplaced", "misplaced_part", "weakly_joined", "unconfirmed", "small_patch"),
+        "pairs_contradict",
+    ),
 }
 _MADE_BY_RESUME = ("budget", "end_of_run")  # reasons of a keyframe without depth
 
@@ -188,9 +195,11 @@ def _next_steps(record: RunRecord) -> Iterator[str]:
             " export."
         )
     if record.doubt is VerdictLevel.DOUBTFUL and record.has_map:
+        has_recording = (record.path / _RECORDING).exists()
+        with_viewer = f": rerun {run}/{_RECORDING}" if has_recording else ""
         yield (
-            f"Look at the places that the reasons name: rerun {run}/recording.rrd. Compare known"
-            " distances or check points with the map."
+            f"Look at the places that the reasons name{with_viewer}. Compare known distances or"
+            " check points with the map."
         )
     kinds = [one.kind for one in verdict.reasons] if verdict is not None else []
     remedies = dict.fromkeys(_SAME_REMEDY.get(kind, kind) for kind in kinds)

@@ -175,11 +175,7 @@ class ImageFolder:
             return ""
         num_named = len(self._positions.by_photo)
         words = f"{num_named} of {len(self._files)} photos are named in the files of positions"
-        if self._named.num_unusable:
-            num_rows, num_unusable = self._named.num_rows, self._named.num_unusable
-            words += f"; {num_unusable} of their {num_rows} rows hold none"
-        if self._positions.words:
-            words += f"; {self._positions.words}"
+        words = "; ".join(filter(None, (words, self._named.words, self._positions.words)))
         if not num_named:
             logger.warning("%s: %s", self._label, words, extra=ALSO_AN_EVENT)
         return words

@@ -41,6 +41,13 @@ class NamedPositions:
     num_rows: int
     num_unusable: int  # of these
 
+    @property
+    def words(self) -> str:
+        """What could not be used; empty where all could."""
+        if not self.num_unusable:
+            return ""
+        return f"{self.num_unusable} of the {self.num_rows} rows of positions hold none"
+
     def among(self, photos: Iterable[PurePosixPath]) -> PhotoPositions:
         """The positions of photos by their paths; the longest name that fits a photo wins.
 
@@ -70,11 +77,15 @@ class PhotoPositions:
 
     @property
     def words(self) -> str:
-        """What could not be used; empty where all could."""
-        if not self.num_ambiguous:
-            return ""
-        names = "1 name fits" if self.num_ambiguous == 1 else f"{self.num_ambiguous} names fit"
-        return f"{names} photos of several folders, and counts for none of them"
+        """What could not be used, and what is missing; empty where nothing is."""
+        said = []
+        if self.num_ambiguous:
+            names = "1 name fits" if self.num_ambiguous == 1 else f"{self.num_ambiguous} names fit"
+            said.append(f"{names} photos of several folders, and counts for none of them")
+        fixes = self.by_photo.values()
+        if fixes and all(fix.altitude_m is None for fix in fixes):
+            said.append("none of them has an altitude, so that heights are above an unknown level")
+        return "; ".join(said)
 
 
 def names_of_photos(

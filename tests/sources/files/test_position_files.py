@@ -94,13 +94,28 @@ def test_rows_without_a_position_are_counted_and_a_later_file_wins(tmp_path: Pat
     second.write_text("name,lat,lon\na.jpg,3,3\n")
     found = read_position_files([str(first), str(second)])
     assert (found.num_rows, found.num_unusable) == (5, 3)
+    assert found.words == "3 of the 5 rows of positions hold none"
     photo = PurePosixPath("a.jpg")
     assert found.among([photo]).by_photo[photo].latitude_deg == 3.0
 
 
+@pytest.mark.parametrize(
+    ("altitudes", "is_said"), [(("", ""), True), (("150", ""), False), (("150", "151"), False)]
+)
+def test_positions_without_any_altitude_are_said_to_leave_heights_open(
+    tmp_path: Path, altitudes: tuple[str, str], is_said: bool
+) -> None:
+    path, photos = tmp_path / "p.csv", [PurePosixPath("a.jpg"), PurePosixPath("b.jpg")]
+    rows = [f"{photo},1,2,{one}" for photo, one in zip(photos, altitudes, strict=True)]
+    path.write_text("\n".join(["name,lat,lon,altitude", *rows]))
+    words = read_position_files([str(path)]).among(photos).words
+    said = "none of them has an altitude, so that heights are above an unknown level"
+    assert words == (said if is_said else "")
+
+
 def test_a_name_of_several_photos_is_used_for_none_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    path.write_text("name,lat,lon\nIMG_1.JPG,1,1\n100/IMG_2.JPG,2,2\nIMG_2.JPG,3,3\n")
+    path.write_text("name,lat,lon,alt\nIMG_1.JPG,1,1,9\n100/IMG_2.JPG,2,2,9\nIMG_2.JPG,3,3,9\n")
     names = ("100/IMG_1.JPG", "101/IMG_1.JPG", "100/IMG_2.JPG", "101/IMG_2.JPG")
     found = read_position_files([str(path)]).among(PurePosixPath(name) for name in names)
     latitudes_deg = {str(photo): fix.latitude_deg for photo, fix in found.by_photo.items()}
