@@ -220,6 +220,7 @@ class Mapper:
         facts: Mapping[str, Any] = stored.facts
         self._num_maps = max(self._num_maps, facts.get(_NUM_MAPS, 0))
         self._report_changes()
+        self._verdicts.watch(self._map, self._evidence_beside)  # views are shown no better one
         jobs = tuple(job for job in running.values() if self._jobs.is_in_flight(job))
         return self._step(jobs=jobs, wants_view=wants_view)
 

@@ -23,8 +23,8 @@ begins anew              results of background jobs in flight (copies of a map t
                          more try of each; matches before verification, so that a lens found later
                          verifies only newer pairs again; which pairs are evidence of overlays, so
                          that one that is verified again counts again; frames that wait for their
-                         keyframe, which are interpolated at most; the verdict, which is judged with
-                         the next keyframe
+                         keyframe, which are interpolated at most; the verdict, which is judged at
+                         once where the map is large enough
 =======================  ==========================================================================
 """
 

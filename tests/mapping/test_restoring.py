@@ -20,12 +20,21 @@ from engine.events import (
     LensRecognised,
     MapInitialized,
     OverlayFound,
+    VerdictChanged,
 )
 from engine.mapping.stored_state import StoredModel, StoredRun
 from engine.matching.scene_graph import SceneGraph
 from engine.output.snapshots import read_models
 from engine.ports import PairMatcher
-from engine.types import Float64Array, FrameId, ImagePair, Keyframe, MatchRequest, PairMatches
+from engine.types import (
+    Float64Array,
+    FrameId,
+    ImagePair,
+    Keyframe,
+    MatchRequest,
+    PairMatches,
+    VerdictLevel,
+)
 from tests.support.dense_world import DenseFakeMatcher, dense_graph
 from tests.support.false_pairs import FalsePairMatcher
 from tests.support.mapper_runs import WITHOUT_WINDOWS, MapperRun
@@ -304,6 +313,15 @@ def test_nothing_is_emitted_again(tmp_path: Path) -> None:
     run = scene.run()
     run.restore(stop.stored, stop.models)
     assert run.events == []
+
+
+def test_a_map_that_is_no_good_is_shown_as_none_at_once(tmp_path: Path) -> None:
+    scene = SCENES["two maps"]
+    stop = scene.killed(tmp_path)
+    run = scene.run()
+    run.restore(stop.stored, stop.models)
+    (changed,) = run.emitted(VerdictChanged)
+    assert changed.verdict.level is not VerdictLevel.GOOD
 
 
 def test_a_keyframe_that_never_had_a_pose_is_reported_when_it_gets_one(tmp_path: Path) -> None:
