@@ -376,7 +376,8 @@ class DenseMaking:
             if not await self._make_next(is_final=True):
                 break
         else:
-            self._left_out = LeftOut.END_OF_RUN
+            if self._left_out is not LeftOut.BUDGET:  # new ones had no turn in any case
+                self._left_out = LeftOut.END_OF_RUN
         await self._place_all()
 
     def _reason_to_leave_out(self, *, num_before: int = 0) -> LeftOut | None:

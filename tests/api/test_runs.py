@@ -180,14 +180,14 @@ def test_a_frame_of_a_video_is_later_than_the_one_before_it(tmp_path: Path) -> N
             assert run.add_frame(rgb, captured_at_s=5.0 - index) == index
 
 
-def test_a_clock_that_is_set_back_leaves_frames_of_now_in_order(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now_s = iter([100.0, 40.0, 200.0])
-    monkeypatch.setattr("livesfm.frames.time.time", lambda: next(now_s))
+def test_a_clock_that_is_set_back_leaves_frames_of_now_in_order() -> None:
     frames = WaitingFrames(SourcesConfig(), next_frame_id=lambda: FrameId(1))
-    handed = HandedFrame(image=town_frames()[0][0], camera="front", captured_at_s=None)
-    times_s = [frames._time_of(handed) for _ in range(3)]
+    image = town_frames()[0][0]
+    handed = [
+        HandedFrame(image=image, camera="front", captured_at_s=None, handed_at_s=now_s)
+        for now_s in (100.0, 40.0, 200.0)
+    ]
+    times_s = [frames._time_of(one) for one in handed]
     assert times_s[0] == 100.0
     assert 100.0 < times_s[1] < 100.001
     assert times_s[2] == 200.0

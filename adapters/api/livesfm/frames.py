@@ -11,7 +11,7 @@ from array import array
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -49,7 +49,8 @@ class HandedFrame:
 
     image: Uint8Array | bytes  # (H, W, 3) RGB, upright; or an encoded image
     camera: str
-    captured_at_s: float | None  # None: when it is added
+    captured_at_s: float | None  # None: when it was handed over
+    handed_at_s: float = field(default_factory=time.time)  # before it waits for room
     gps: GpsFix | None = None
     intrinsics: IntrinsicsPrior | None = None
     mask: BoolArray | None = None  # (H, W), True where a pixel may be used
@@ -149,10 +150,11 @@ class _Frames(ABC):
         """
         given_s = handed.captured_at_s
         if not self.info.is_sequence:
-            return time.time() if given_s is None else given_s
+            return handed.handed_at_s if given_s is None else given_s
         newest_s = self._newest_at_s.get(handed.camera, -math.inf)
         if given_s is None:
-            given_s = max(time.time(), math.nextafter(newest_s, math.inf))  # clocks are set back
+            # Clocks are set back, and frames of several threads overtake each other.
+            given_s = max(handed.handed_at_s, math.nextafter(newest_s, math.inf))
         if given_s <= newest_s:
             raise ValueError(
                 f"captured_at_s: {given_s!r} is not later than {newest_s!r}, the time of the frame"

@@ -7,7 +7,7 @@ GPU takes to run them, and holds the interpreter's lock meanwhile.
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from threading import Lock
 from typing import Protocol
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 # With more at once the GPU takes longer than the processor: 8 pairs gain a sixth.
 _MAX_BATCH = 4
-_MAX_GRAPHS = 8  # of 40 to 220 MB, most of it their results; the one used longest ago is dropped
+_MAX_GRAPHS = 12  # of 40 to 220 MB, most of it their results; the first sizes stay
 _LEAST_FREE_BYTES = 4_000_000_000  # on the GPU, else nothing more is recorded
 _LEAST_USES = 2  # of a size before it is recorded
 
@@ -56,8 +56,9 @@ class GraphedNetwork:
     """A network that records what it does for few images at once, and replays it.
 
     Results are those of the network to the bit: the same kernels run. Where something cannot be
-    recorded, the network runs as it is from then on, which is logged. Threads take turns with what
-    is recorded.
+    recorded, the network runs as it is from then on, which is logged; so do sizes that came when
+    enough others were recorded, or when there was no room. Threads take turns with what is
+    recorded.
 
     Args:
         network: on a GPU.
@@ -67,7 +68,7 @@ class GraphedNetwork:
     def __init__(self, network: Mast3rNetwork, *, recorder: Recorder) -> None:
         self._network = network
         self._recorder = recorder
-        self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
+        self._recordings: dict[Hashable, Recording] = {}
         self._num_uses: Counter[Hashable] = Counter()
         self._records = True
         self._turns = Lock()
@@ -113,7 +114,6 @@ class GraphedNetwork:
             if recording is None and self._is_to_be_recorded(key, batch=len(inputs[0])):
                 recording = self._recorded(key, work, inputs)
             if recording is not None:
-                self._recordings.move_to_end(key)
                 return recording.replay(inputs)
         return work(*inputs)
 
@@ -121,7 +121,8 @@ class GraphedNetwork:
         if not self._records or batch > _MAX_BATCH:
             return False
         self._num_uses[key] += 1
-        return self._num_uses[key] >= _LEAST_USES and self._recorder.has_room
+        is_worth_it = self._num_uses[key] >= _LEAST_USES and len(self._recordings) < _MAX_GRAPHS
+        return is_worth_it and self._recorder.has_room
 
     def _recorded(self, key: Hashable, work: Work, inputs: Sequence[Tensor]) -> Recording | None:
         try:
@@ -132,8 +133,6 @@ class GraphedNetwork:
             logger.warning("MASt3R runs without CUDA graphs, slower for single pairs: %s", reason)
             return None
         self._recordings[key] = recording
-        if len(self._recordings) > _MAX_GRAPHS:
-            self._recordings.popitem(last=False)
         return recording
 
 
@@ -156,7 +155,10 @@ class CudaRecorder:
     def has_room(self) -> bool:
         """Whether the GPU has memory for one more graph."""
         free_bytes, _ = torch.cuda.mem_get_info(self._device)
-        return free_bytes >= _LEAST_FREE_BYTES
+        unused_bytes = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(
+            self._device
+        )
+        return free_bytes + unused_bytes >= _LEAST_FREE_BYTES
 
     def record(self, work: Work, inputs: Sequence[Tensor]) -> Recording:
         """Records a graph; the work was done before, so that libraries have what they need.

@@ -152,7 +152,7 @@ def read_position_files(paths: Sequence[str]) -> NamedPositions:
             raise _no_positions(Path(path), next(problems, "it has no row with a name"))
         by_name |= found
         num_rows += len(rows)
-        num_unusable += len(rows) - len(found)
+        num_unusable += sum(isinstance(fix, str) for _, fix in rows)
     return NamedPositions(by_name=by_name, num_rows=num_rows, num_unusable=num_unusable)
 
 

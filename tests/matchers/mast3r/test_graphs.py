@@ -150,18 +150,19 @@ def test_a_device_that_records_nothing_is_tried_once_and_the_network_goes_on(
     )
 
 
-def test_the_recording_used_longest_ago_makes_room_for_a_new_one(network: Mast3rNetwork) -> None:
+def test_so_many_sizes_are_recorded_and_later_ones_run_as_they_are(network: Mast3rNetwork) -> None:
     recorder = Recorder()
     graphed = GraphedNetwork(network, recorder=recorder)
-    sizes = [(rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3)]
-    for grid in sizes:  # one more than are kept
+    sizes = [(rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3, 4, 5)]
+    for grid in sizes:  # more than are recorded
         for seed in range(2):
             graphed.encode(images(1, seed=seed, grid=grid))
-    assert len(recorder.recorded) == 9
-    graphed.encode(images(1, seed=2, grid=sizes[1]))
-    assert len(recorder.recorded) == 9
+    assert len(recorder.recorded) == 12
+    last = images(1, seed=2, grid=sizes[-1])
+    torch.testing.assert_close(graphed.encode(last), network.encode(last))
+    assert len(recorder.recorded) == 12
     graphed.encode(images(1, seed=2, grid=sizes[0]))
-    assert len(recorder.recorded) == 10
+    assert recorder.recorded[0].num_replays == 2
 
 
 @pytest.mark.gpu
