@@ -13,7 +13,7 @@ from engine.types import FrameId, Keyframe
 _MAX_NAMED = 3  # stretches that one sentence names
 _UTC = " UTC"
 _FIRST_UNIX_TIME_S = 1e8  # three years: no video is that long
-_END_UNIX_TIME_S = 253_402_300_800  # of the year 9999; clocks that count otherwise say more
+END_UNIX_TIME_S = 253_402_300_800  # of the year 9999; clocks that count otherwise say more
 
 
 def stretches(frame_ids: Iterable[FrameId], keyframes: Sequence[Keyframe]) -> list[list[Keyframe]]:
@@ -65,7 +65,7 @@ def clock(seconds: float) -> str:
         seconds: since the beginning of the video; of a live source since 1970.
     """
     whole = max(0, round(seconds))
-    if _FIRST_UNIX_TIME_S <= whole < _END_UNIX_TIME_S:
+    if _FIRST_UNIX_TIME_S <= whole < END_UNIX_TIME_S:
         return f"{time.strftime('%H:%M:%S', time.gmtime(whole))}{_UTC}"
     return f"{whole // 60}:{whole % 60:02d}"
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from engine.camera_models import CAMERA_MODELS
+from engine.frame_names import END_UNIX_TIME_S
 from engine.types import CalibrationOrigin, GpsFix, IntrinsicsPrior
 
 _NUMBERS_OF_FIX = ("latitude_deg", "longitude_deg")
 _NUMBERS_OR_NONE_OF_FIX = ("altitude_m", "accuracy_m", "vertical_accuracy_m")
-_END_OF_TIME_S = 253_402_300_800.0  # of the year 9999, since 1970
 
 
 def finite_number(value: object, *, name: str) -> float:
@@ -45,7 +45,7 @@ def checked_time(value: object) -> float:
         ValueError: it is not finite, or so large that it is not in seconds.
     """
     seconds = finite_number(value, name="captured_at_s")
-    if seconds >= _END_OF_TIME_S:
+    if seconds >= END_UNIX_TIME_S:
         raise ValueError(
             f"captured_at_s: {seconds:g} s is beyond the year 9999: expected seconds, not"
             " milliseconds or nanoseconds"

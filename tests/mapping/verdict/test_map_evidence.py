@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.geo.georeference import Georeference
 from engine.geometry import camera_center, rotation_from_vector
 from engine.mapping.model.calibration_control import wanted_focal
 from engine.mapping.model.sparse_map import SparseMap
-from engine.mapping.positions.georeferencing import Placement
 from engine.mapping.verdict.flying_height import flying_height_m
 from engine.mapping.verdict.map_evidence import Beside, MapEvidence, gather
 from engine.matching.scene_graph import SceneGraph
-from engine.types import Float64Array, FrameId, GpsFix, ImagePair
+from engine.types import FrameId, ImagePair
+from tests.support.placed_maps import placed
 from tests.support.synthetic import (
     FLIGHT_HEIGHT,
     SyntheticWorld,
@@ -199,21 +198,3 @@ def test_the_flying_height_is_that_of_cameras_that_look_down_on_flat_ground(
     if height_m is not None:
         assert height_m == pytest.approx(3.0 * (FLIGHT_HEIGHT - relief / 2.0), rel=0.1)
     assert flying_height_m(sparse_map, None) is None
-
-
-def placed(sparse_map: SparseMap, enu_from_map: Float64Array) -> Placement:
-    """A map that positions place."""
-    ids = sparse_map.registered_ids
-    found = Georeference(
-        origin=GpsFix(latitude_deg=50.0, longitude_deg=8.0, altitude_m=100.0),
-        enu_from_map=enu_from_map,
-        residuals_m=np.zeros(len(ids)),
-        weights=np.ones(len(ids)),
-        is_inlier=np.ones(len(ids), np.bool_),
-        offsets_enu_m=np.zeros((len(ids), 3)),
-        rmse_m=0.1,
-        rotation_std_deg=1.0,
-        scale_std_ratio=0.01,
-        is_levelled_by_cameras=False,
-    )
-    return Placement(georeference=found, frame_ids=tuple(ids), names=tuple(map(str, ids)))

@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.geo.georeference import Georeference
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.georeferencing import Placement
 from engine.mapping.verdict.map_evidence import Beside, gather
 from engine.mapping.verdict.patch_evidence import find_held_by_patch, patch_ratio
 from engine.mapping.verdict.verdict import judge
-from engine.types import Float64Array, FrameId, GpsFix, VerdictLevel
+from engine.types import Float64Array, FrameId, VerdictLevel
 from tests.mapping.verdict.test_map_evidence import graph_of, move
 from tests.mapping.verdict.test_part_evidence import pairs_of
+from tests.support.placed_maps import placed
 from tests.support.synthetic import (
     HEIGHT,
     WIDTH,
@@ -90,23 +90,11 @@ def held_ids(sparse_map: SparseMap, placement: Placement | None = None) -> list[
     return [frame_id for one in held for frame_id in one.frame_ids]
 
 
-def placed(sparse_map: SparseMap, *, residual_m: float) -> Placement:
+def placed_but_for_one(sparse_map: SparseMap, *, residual_m: float) -> Placement:
     """The map on the globe, where the position of the fifth keyframe is so far from it."""
-    ids = sparse_map.registered_ids
-    residuals_m = np.where(np.array(ids) == HELD, residual_m, 0.5)
-    found = Georeference(
-        origin=GpsFix(latitude_deg=50.0, longitude_deg=8.0, altitude_m=100.0),
-        enu_from_map=np.column_stack([METRES_PER_UNIT * np.eye(3), np.zeros(3)]),
-        residuals_m=residuals_m,
-        weights=np.ones(len(ids)),
-        is_inlier=residuals_m < 10.0,
-        offsets_enu_m=np.zeros((len(ids), 3)),
-        rmse_m=0.5,
-        rotation_std_deg=1.0,
-        scale_std_ratio=0.01,
-        is_levelled_by_cameras=False,
-    )
-    return Placement(georeference=found, frame_ids=tuple(ids), names=tuple(map(str, ids)))
+    residuals_m = np.where(np.array(sparse_map.registered_ids) == HELD, residual_m, 0.5)
+    enu_from_map = np.column_stack([METRES_PER_UNIT * np.eye(3), np.zeros(3)])
+    return placed(sparse_map, enu_from_map, residuals_m)
 
 
 def test_a_photo_that_one_small_patch_holds_makes_a_map_doubtful(of_photos: SparseMap) -> None:
@@ -126,12 +114,12 @@ def test_photos_that_much_of_their_images_holds_are_not_doubted(photos: Syntheti
 def test_a_position_confirms_a_photo_where_it_is_much_surer_than_the_map_is_large(
     of_photos: SparseMap, residual_m: float, is_confirmed: bool
 ) -> None:
-    held = held_ids(of_photos, placed(of_photos, residual_m=residual_m))
+    held = held_ids(of_photos, placed_but_for_one(of_photos, residual_m=residual_m))
     assert held == ([] if is_confirmed else [HELD])
 
 
 def test_positions_of_other_photos_confirm_nothing(of_photos: SparseMap) -> None:
-    placement = placed(of_photos, residual_m=math.inf)
+    placement = placed_but_for_one(of_photos, residual_m=math.inf)
     others = [row for row, frame_id in enumerate(placement.frame_ids) if frame_id != HELD]
     found = placement.georeference
     beside = replace(
