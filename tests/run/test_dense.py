@@ -306,7 +306,8 @@ def test_what_the_map_moved_is_made_again_before_what_is_new_and_at_the_end_beyo
     figures = written.summary["dense"]
     times = Counter(problems)
     assert len(times) < room < len(problems)
-    assert set(times.values()) == {1 + dense_module._MAX_AGAIN}
+    # How often before the end is by how far mapping is when depth is placed.
+    assert set(times.values()) <= set(range(2, 2 + dense_module._MAX_AGAIN))
     assert figures["outdated"] == figures["keyframes_with_depth"]
     assert figures["keyframes_with_depth"] + figures["made_again"] == len(problems)
     assert figures["keyframes_without"]["budget"] == NUM_FRAMES - figures["keyframes_with_depth"]
