@@ -22,19 +22,19 @@ from engine.mapping.model.calibration_control import (
     CalibrationControl,
     restore,
 )
-from engine.types import Float64Array, FrameId, GpsFix
+from engine.types import BoolArray, Float64Array, FrameId, GpsFix
 
 _MIN_WEIGHT = 0.05  # of fixes that pull; less is an outlier by another name
 _MIN_PULLING = 4
 _MAX_ERROR_GROWTH_RATIO = 0.02  # of the mean reprojection error
-_TELLING_CHI2 = 9.0  # by which positions must fit better, to tell a focal length
+_TELLING_CHI2 = 9.0  # by which heights must fit better, to tell a focal length
 _TELLING_RMSE_RATIO = 0.95  # and at most this of their error may stay: errors of GPS are alike
 _EQUAL_ERROR_RATIO = 1.002  # of the mean reprojection error, then
 _FUNCTION_TOLERANCE = 1e-6
 _SLICE_ITERATIONS = 6  # solved without a pause
 _BREATH_S = 0.02  # in which other threads run
 _MAX_SOLVING_S = 30.0  # what is reached by then is judged
-_FREEDOM_OF_PLACE = 7  # position, orientation and scale of a map
+_FREEDOM_OF_HEIGHTS = 3  # height and tilts of a map whose scale the other coordinates give
 _TINY_M = 1e-9
 _TINY = 1e-6
 _PRIOR_LOSS_SCALE = 2.795  # standard deviations: 95 % of three normal components lie within
@@ -71,7 +71,7 @@ def adjust_with_positions(
     Fixes pull by their accuracy, as far as the map bears it out, and by their weight in the
     georeference, with Cauchy's loss on top.
     Focal lengths that are held because the images say too little of them are freed when positions
-    fit clearly better then and the images no worse: positions tell a focal length from a bend.
+    fit clearly better then and the images no worse: their heights tell a focal length from a bend.
     The copy stays in the frame and unit of the map, so it can be merged back like any global
     adjustment, and ``georeference.enu_from_map`` goes on to hold. COLMAP's adjuster keeps the
     interpreter lock while it solves: a few iterations at a time, half a minute at most.
@@ -140,13 +140,18 @@ class _Positions:
     stds_m: Float64Array  # (M, 3)
     weights: Float64Array  # (M,) 0..1
 
+    @property
+    def is_known(self) -> BoolArray:
+        """(M, 3) whether a coordinate was measured."""
+        return self.stds_m < UNKNOWN_STD_M
+
     def believed(self, centers_m: Float64Array) -> _Positions:
         """With standard deviations as large as what they differ from the map, at least.
 
         Receivers that claim too much accuracy would pull a good map apart, or to one half of
         themselves.
         """
-        known = self.stds_m < UNKNOWN_STD_M
+        known = self.is_known
         normalized = ((centers_m - self.enu_m) / self.stds_m)[known]
         excess = math.sqrt(float(np.mean(normalized**2))) if normalized.size else 1.0
         return replace(
@@ -162,16 +167,20 @@ class _State:
 
     error_px: float
     rmse_m: float
+    heights_rmse_m: float  # of heights that were measured
 
     @classmethod
     def of(cls, reconstruction: pycolmap.Reconstruction, positions: _Positions) -> _State:
         reconstruction.update_point_3d_errors()
         offsets_m = _centers(reconstruction, positions.frame_ids) - positions.enu_m
-        offsets_m[positions.stds_m >= UNKNOWN_STD_M] = 0.0
+        offsets_m[~positions.is_known] = 0.0
+        squares_m2 = positions.weights[:, None] * offsets_m**2
         total = float(positions.weights.sum()) or 1.0
+        of_heights = float(positions.weights[positions.is_known[:, 2]].sum()) or 1.0
         return cls(
             error_px=float(reconstruction.compute_mean_reprojection_error()),
-            rmse_m=float(np.sqrt(positions.weights @ (offsets_m**2).sum(axis=1) / total)),
+            rmse_m=math.sqrt(float(squares_m2.sum()) / total),
+            heights_rmse_m=math.sqrt(float(squares_m2[:, 2].sum()) / of_heights),
         )
 
 
@@ -182,10 +191,11 @@ def _with_uncertain_cameras(
     solve: Callable[..., str],
     calibration: CalibrationControl,
 ) -> _State:
-    """Frees cameras of which the images alone say too little, where the positions tell them.
+    """Frees cameras of which the images alone say too little, where heights tell them.
 
-    Where both fit as they should, the sum of squares falls by (change / sigma)^2, which gives the
-    sigma that the positions leave.
+    A wrong focal length bends a map, which heights show; along the ground it changes little more
+    than errors of receivers do, which are alike. Where images and positions fit as they should,
+    the sum of squares falls by (change / sigma)^2, which gives the sigma that the heights leave.
     """
     before = pycolmap.Reconstruction(reconstruction)
     uncertain = sorted(
@@ -193,12 +203,14 @@ def _with_uncertain_cameras(
     )
     reason = solve(freed=frozenset(uncertain))
     free = _State.of(reconstruction, positions)
-    fall = (held.rmse_m / max(free.rmse_m, _TINY_M)) ** 2 - 1.0
-    chi2 = fall * (3 * len(positions.frame_ids) - _FREEDOM_OF_PLACE - len(uncertain))
+    fall = (held.heights_rmse_m / max(free.heights_rmse_m, _TINY_M)) ** 2 - 1.0
+    num_heights = int(positions.is_known[:, 2].sum())
+    chi2 = fall * (num_heights - _FREEDOM_OF_HEIGHTS - len(uncertain))
     if (
         reason
         or chi2 < _TELLING_CHI2
-        or free.rmse_m > _TELLING_RMSE_RATIO * held.rmse_m
+        or free.heights_rmse_m >= _TELLING_RMSE_RATIO * held.heights_rmse_m
+        or free.rmse_m > held.rmse_m
         or free.error_px > _EQUAL_ERROR_RATIO * held.error_px
     ):
         restore(reconstruction, before)

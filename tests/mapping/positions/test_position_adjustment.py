@@ -344,3 +344,13 @@ def test_noisy_positions_leave_a_focal_length_held(seed: int) -> None:
     assert not outcome.told_camera_ids
     assert control.states[CAMERA_ID].hold is Hold.UNCERTAIN
     assert flight.camera(CAMERA_ID).params[0] == before_px
+
+
+def test_positions_without_heights_leave_a_focal_length_held() -> None:
+    flight, control = held_flight()
+    before_px = float(flight.camera(CAMERA_ID).params[0])
+    fixes = [replace(fix, altitude_m=None) for fix in over_plane(noise_m=0.1)]
+    outcome = adjust_flight(flight, control, fixes)
+    assert not outcome.told_camera_ids
+    assert control.states[CAMERA_ID].hold is Hold.UNCERTAIN
+    assert flight.camera(CAMERA_ID).params[0] == before_px
