@@ -415,6 +415,12 @@ def export(
     z_up: Annotated[
         bool, typer.Option("--z-up", help="The map turned so that +z is up, if that is known.")
     ] = False,
+    without_doubted: Annotated[
+        bool,
+        typer.Option(
+            "--without-doubted", help="Without keyframes whose places the verdict doubts."
+        ),
+    ] = False,
     map_number: Annotated[
         int, typer.Option("--map", metavar="N", min=0, help="Which map: N of sparse/N.")
     ] = 0,
@@ -463,6 +469,7 @@ def export(
                     frames=frames,
                     source=source,
                     is_z_up=z_up,
+                    is_without_doubted=without_doubted,
                     progress=progress,
                     is_cancelled=is_cancelled,
                 )
@@ -474,7 +481,7 @@ def export(
     typer.echo(
         f"{written.path}: {written.num_images} images, {written.num_points3D} points{dense_words}"
     )
-    if map_number == 0:
+    if map_number == 0 and not without_doubted:
         _say_if_doubted(run_folder)
     for note in written.notes:
         typer.echo(note)

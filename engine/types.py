@@ -768,6 +768,11 @@ class VerdictLevel(StrEnum):
     WRONG = "wrong"
 
 
+_OF_PLACES = frozenset(  # kinds of reasons for which single keyframes or parts may be misplaced
+    {"misplaced", "misplaced_part", "weakly_joined", "unconfirmed", "few_points", "small_patch"}
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictReason:
     """Why a map is not simply good, and what to do about it."""
@@ -776,6 +781,11 @@ class VerdictReason:
     level: VerdictLevel  # that this reason alone would give
     sentence: str  # names cameras, frames or places, and what helps
     frame_ids: tuple[FrameId, ...] = ()  # that it is about, where it is about some
+
+    @property
+    def is_of_places(self) -> bool:
+        """Whether it is about the places of its keyframes alone: without them the map stands."""
+        return self.kind in _OF_PLACES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

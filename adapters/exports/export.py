@@ -34,6 +34,7 @@ import numpy as np
 
 from adapters.exports.bundler import check_bundler, write_bundler
 from adapters.exports.dense import DENSE_PLY, RunDensePoints, open_dense, write_dense
+from adapters.exports.doubted import without_doubted
 from adapters.exports.frame_choice import FrameChoice, FrameKind
 from adapters.exports.frames import STAGED, FrameFigures, stage_frames
 from adapters.exports.geojson import write_geojson
@@ -114,6 +115,7 @@ def export(
     frames: str = FrameKind.KEYFRAMES.value,
     source: str | None = None,
     is_z_up: bool = False,
+    is_without_doubted: bool = False,
     progress: Callable[[Progress], None] = no_progress,
     is_cancelled: Callable[[], bool] = never_cancelled,
 ) -> Export:
@@ -131,13 +133,15 @@ def export(
         frames: which frames have images: keyframes, all, or sharpest:N, see `FrameChoice`.
         source: where frames between keyframes are read again; None: where the run had them.
         is_z_up: the map is turned so that +z points away from the ground.
+        is_without_doubted: keyframes whose places the run's verdict doubts are left out, and what
+            hangs on them.
         progress: called on this thread as files are written.
         is_cancelled: asked between files.
 
     Raises:
         ConfigError: the run has no snapshot, or no such map, the target holds something, a format
             cannot hold the map's cameras or needs a place on the globe, or dense points are of
-            another map.
+            another map; keyframes are to be left out, and there is no verdict, or little is left.
         AdapterUnavailableError: a package that a format needs is not installed.
         SourceError: frames between keyframes cannot be read again.
         SnapshotError: the files cannot be written, or images of the map are missing.
@@ -155,6 +159,8 @@ def export(
         is_cancelled=is_cancelled,
     )
     left_out = _left_out(job, snapshot, models)
+    if is_without_doubted:
+        job = without_doubted(job)
     upright = upright_of(job.reconstruction, is_on_globe=job.place is not None) if is_z_up else None
     if upright is not None:
         job = _turned(job, upright)
@@ -452,11 +458,15 @@ def _dense_for(job: ExportJob, formats: set[ExportFormat]) -> tuple[RunDensePoin
     Raises:
         ConfigError: they are asked for, and there are none of the map.
     """
+    if job.doubted and ExportFormat.DENSE in formats:
+        raise ConfigError("--dense: dense points are of all keyframes, also of doubted ones")
     if ExportFormat.DENSE in formats:
         return open_dense(job.run, job.reconstruction, map_number=job.map_number), ""
     has_dense = (job.run / DENSE_PLY).is_file() and job.map_number == 0
     if not (has_dense and formats & _WITH_DENSE):
         return None, ""
+    if job.doubted:
+        return None, "dense points are left out: they are of all keyframes, also of doubted ones"
     try:
         return open_dense(job.run, job.reconstruction, map_number=job.map_number), ""
     except ConfigError as error:

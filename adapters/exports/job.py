@@ -49,6 +49,7 @@ class ExportJob:
     map_number: int = 0  # N of sparse/N
     place: MapPlace | None = None  # where the map lies; None: in its own frame and unit
     upright_from_map: Float64Array | None = None  # (3, 3) by which the map was turned; None: not
+    doubted: frozenset[str] = frozenset()  # names of keyframes that were taken out of the map
     progress: Callable[[Progress], None] = no_progress
     is_cancelled: Callable[[], bool] = never_cancelled  # from any thread, such as Event.is_set
     notes: list[str] = field(default_factory=list)  # what writers say of their files, in sentences

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adapters.exports.doubted import near_doubted
 from adapters.exports.job import ExportJob
 from adapters.run_files import FrameRow, read_frame_rows, read_text
 from engine.errors import ConfigError
@@ -40,7 +41,7 @@ class PosedFrame:
 
 
 def read_posed_frames(job: ExportJob) -> list[PosedFrame]:
-    """The frames of a map, in order of arrival.
+    """The frames of a map, in order of arrival, without those that hang on keyframes taken out.
 
     Raises:
         ConfigError: the run has no poses of them, or such that are of another map.
@@ -65,8 +66,22 @@ def read_posed_frames(job: ExportJob) -> list[PosedFrame]:
         raise ConfigError(f"{run}: {name} and frames.csv are not of one run: their times differ")
     turn = np.eye(3) if job.upright_from_map is None else job.upright_from_map
     frames = [_frame(row, line, turn) for row, line in zip(rows, table, strict=True)]
+    frames = _without_doubted(frames, job.doubted)
     _refuse_other_world(run, frames, job.reconstruction)
     return frames
+
+
+def _without_doubted(frames: list[PosedFrame], doubted: frozenset[str]) -> list[PosedFrame]:
+    if not doubted:
+        return frames
+    by_source: dict[str, list[PosedFrame]] = {}
+    for frame in sorted(frames, key=lambda one: one.index):
+        by_source.setdefault(frame.source, []).append(frame)
+    gone: set[str] = set()
+    for some in by_source.values():
+        is_near = near_doubted(doubted, [one.name if one.is_keyframe else None for one in some])
+        gone.update(one.name for one, is_gone in zip(some, is_near, strict=True) if is_gone)
+    return [one for one in frames if one.name not in gone]
 
 
 def _read_trajectory(run: Path, name: str) -> Float64Array:

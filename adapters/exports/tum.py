@@ -25,7 +25,7 @@ def write_tum(job: ExportJob) -> None:
         OSError: a file cannot be read or written.
     """
     source = job.run / (f"trajectory_{job.map_number}.txt" if job.map_number else _TRAJECTORY_NAME)
-    if source.is_file() and job.upright_from_map is None:
+    if source.is_file() and job.upright_from_map is None and not job.doubted:
         shutil.copyfile(source, job.to / _TRAJECTORY_NAME)
     elif source.is_file():
         frames = ((one.captured_at_s, one.cam_from_world) for one in read_posed_frames(job))

@@ -182,7 +182,8 @@ def _disputed(evidence: MapEvidence) -> Reasons:
             level=level,
             sentence=(
                 f"the pairs of {where} contradict their places in the map: leave them out of what"
-                " you make of it, or film this part again with more overlap"
+                " you make of it (export --without-doubted), or film this part again with more"
+                " overlap"
             ),
             frame_ids=ids,
         )
@@ -473,7 +474,7 @@ def _held_by_patch(evidence: MapEvidence) -> Reasons:
         sentence=(
             f"nothing but {patch} holds {named(ids, evidence.keyframes)} in place, and what looks"
             f" the same may be elsewhere, too: {again}, with more overlap in the rest of the image,"
-            f" or leave {them} out"
+            f" or leave {them} out (export --without-doubted)"
         ),
         frame_ids=ids,
     )
