@@ -583,14 +583,14 @@ def test_a_map_within_one_turn_is_wrong() -> None:
             True,
             "a small patch, 3% of the image, holds photo 004.jpg in place, and what looks the same"
             " may be elsewhere, too: take more photos around there, with more overlap in the rest"
-            " of the image, or leave it out",
+            " of the image, or leave it out (export --without-doubted)",
         ),
         (
             (4, 5),
             False,
             "small patches, at most 4% of the image, holds frames 40 to 50 in place, and what looks"
             " the same may be elsewhere, too: film around there again, with more overlap in the"
-            " rest of the image, or leave them out",
+            " rest of the image, or leave them out (export --without-doubted)",
         ),
     ],
 )
