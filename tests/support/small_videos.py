@@ -70,14 +70,16 @@ def write_odd_video(path: Path, num_frames: int, *, kind: str) -> Path:
     Args:
         path: of the file; its suffix names the container.
         num_frames: of the video.
-        kind: raw (H.264 without times), hdr (HEVC of ten bits, PQ), alpha (VP9), gif, interlaced,
-            sound first or cover first.
+        kind: raw (H.264 without times), hdr (HEVC of ten bits, PQ), alpha (VP9), gif, interlaced
+            (both fields of one moment), fields (the lower one as eight frames later), sound first
+            or cover first.
     """
     kinds: dict[str, tuple[str, str, dict[str, str]]] = {
         "hdr": ("libx265", "yuv420p10le", {"x265-params": f"log-level=error:crf=12:{_PQ}"}),
         "alpha": ("libvpx-vp9", "yuva420p", {"crf": "12", "b": "0", "deadline": "realtime"}),
         "gif": ("gif", "bgr8", {}),
         "interlaced": ("libx264", "yuv420p", {"crf": "12", "flags": "+ilme+ildct"}),
+        "fields": ("libx264", "yuv420p", {"crf": "12", "flags": "+ilme+ildct"}),
     }
     codec, pix_fmt, options = kinds.get(kind, ("libx264", "yuv420p", {"crf": "12"}))
     container = av.open(str(path), "w", format="h264" if kind == "raw" else None)
@@ -100,7 +102,10 @@ def write_odd_video(path: Path, num_frames: int, *, kind: str) -> Path:
             container.mux(sound.encode(heard))
             container.mux(sound.encode(None))
         for number in range(num_frames):
-            drawn = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            pixels = picture(number)
+            if kind == "fields":
+                pixels[1::2] = picture(number + 8)[1::2]
+            drawn = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             container.mux(video.encode(drawn))
         container.mux(video.encode(None))
     return path

@@ -149,6 +149,21 @@ def test_videos_as_other_programs_make_them_give_their_frames(
         assert np.corrcoef(shown.ravel(), drawn.ravel())[0, 1] > 0.92
 
 
+@pytest.mark.parametrize(("kind", "is_halved"), [("fields", True), ("interlaced", False)])
+def test_of_interlaced_frames_one_moment_is_shown(
+    tmp_path: Path, kind: str, is_halved: bool
+) -> None:
+    frames = frames_of(read(open_video(write_odd_video(tmp_path / "a.mp4", 20, kind=kind))))
+    assert len(frames) == 20
+    for frame in frames:
+        grey, drawn = (one[:, 40:].mean(axis=2) for one in (frame.pixels, picture(frame.index)))
+        for rows in (slice(0, None, 2), slice(1, None, 2)):  # eight frames later: below 0.2
+            assert np.corrcoef(grey[rows].ravel(), drawn[rows].ravel())[0, 1] > 0.85
+        shown = frame.pixels.astype(int)
+        between = (shown[0:-2:2] + shown[2::2] + 1) // 2
+        assert np.array_equal(shown[1:-1:2], between) is is_halved
+
+
 def test_frames_left_out_still_count_for_index_and_time(tmp_path: Path) -> None:
     video = open_video(write_video(tmp_path / "a.mp4"), every_nth_frame=7)
     assert video.info.num_frames == 5
