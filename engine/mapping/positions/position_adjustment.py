@@ -197,15 +197,17 @@ def _with_uncertain_cameras(
     than errors of receivers do, which are alike. Where images and positions fit as they should,
     the sum of squares falls by (change / sigma)^2, which gives the sigma that the heights leave.
     """
-    before = pycolmap.Reconstruction(reconstruction)
     uncertain = sorted(
         i for i in calibration.uncertain_camera_ids if reconstruction.exists_camera(i)
     )
+    freedom = int(positions.is_known[:, 2].sum()) - _FREEDOM_OF_HEIGHTS - len(uncertain)
+    if freedom <= 0:
+        return held
+    before = pycolmap.Reconstruction(reconstruction)
     reason = solve(freed=frozenset(uncertain))
     free = _State.of(reconstruction, positions)
     fall = (held.heights_rmse_m / max(free.heights_rmse_m, _TINY_M)) ** 2 - 1.0
-    num_heights = int(positions.is_known[:, 2].sum())
-    chi2 = fall * (num_heights - _FREEDOM_OF_HEIGHTS - len(uncertain))
+    chi2 = fall * freedom
     if (
         reason
         or chi2 < _TELLING_CHI2
