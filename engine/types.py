@@ -784,7 +784,7 @@ class VerdictReason:
 
     @property
     def is_of_places(self) -> bool:
-        """Whether it is about the places of its keyframes alone: without them the map stands."""
+        """Whether it doubts the places of its keyframes, and not the map as a whole."""
         return self.kind in _OF_PLACES
 
 

@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +30,7 @@ from adapters.exports.frame_tracks import (
 from adapters.exports.images import IMAGES
 from adapters.exports.job import ExportJob, Progress
 from adapters.exports.masks import MASKS
-from adapters.exports.posed_frames import PosedFrame, read_posed_frames
+from adapters.exports.posed_frames import PosedFrame, camera_of, read_posed_frames
 from adapters.exports.sharpness import PatchDetail, patch_detail, sharpness_of
 from adapters.exports.source_frames import (
     FrameSource,
@@ -178,7 +178,7 @@ class _Reading:
         )
         self._by_camera: dict[tuple[str, str], list[PosedFrame]] = {}
         for keyframe in sorted(self.keyframes, key=lambda one: one.index):
-            self._by_camera.setdefault(_camera_of(keyframe), []).append(keyframe)
+            self._by_camera.setdefault(camera_of(keyframe), []).append(keyframe)
         self._points: OrderedDict[str, KeyframePoints] = OrderedDict()  # used last at the end
         self._map_error_px = self._model.compute_mean_reprojection_error()
         self._errors_px = {name: _error_px(self._model, i) for name, i in self._images.items()}
@@ -321,7 +321,7 @@ class _Reading:
 
     def _around(self, posed: PosedFrame) -> list[PosedFrame]:
         """The keyframes before and after a frame of its camera, the nearest first."""
-        keyframes = self._by_camera.get(_camera_of(posed), [])
+        keyframes = self._by_camera.get(camera_of(posed), [])
         before = [one for one in keyframes if one.index < posed.index][-1:]
         after = [one for one in keyframes if one.index > posed.index][:1]
         return sorted(before + after, key=lambda one: abs(one.index - posed.index))
@@ -513,11 +513,6 @@ def _frames_elsewhere(job: ExportJob) -> Counter[str]:
         why = LeftOut.IN_OTHER_MAP if row.map_number else LeftOut.WITHOUT_POSE
         reasons[why.value] += 1
     return reasons
-
-
-def _camera_of(frame: PosedFrame) -> tuple[str, str]:
-    """What frames of one camera have in common: their source and the folder in their names."""
-    return frame.source, str(PurePosixPath(frame.name).parent)
 
 
 def _error_px(model: pycolmap.Reconstruction, image: pycolmap.Image) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +40,11 @@ class PosedFrame:
         return self.kind is PoseKind.KEYFRAME
 
 
+def camera_of(frame: PosedFrame) -> tuple[str, str]:
+    """What frames of one camera have in common: their source and the folder in their names."""
+    return frame.source, str(PurePosixPath(frame.name).parent)
+
+
 def read_posed_frames(job: ExportJob) -> list[PosedFrame]:
     """The frames of a map, in order of arrival, without those that hang on keyframes taken out.
 
@@ -66,19 +71,20 @@ def read_posed_frames(job: ExportJob) -> list[PosedFrame]:
         raise ConfigError(f"{run}: {name} and frames.csv are not of one run: their times differ")
     turn = np.eye(3) if job.upright_from_map is None else job.upright_from_map
     frames = [_frame(row, line, turn) for row, line in zip(rows, table, strict=True)]
-    frames = _without_doubted(frames, job.doubted)
+    frames = without_doubted_frames(frames, job.doubted)
     _refuse_other_world(run, frames, job.reconstruction)
     return frames
 
 
-def _without_doubted(frames: list[PosedFrame], doubted: frozenset[str]) -> list[PosedFrame]:
+def without_doubted_frames(frames: list[PosedFrame], doubted: frozenset[str]) -> list[PosedFrame]:
+    """Frames without those of a camera that hang on doubted keyframes, see `near_doubted`."""
     if not doubted:
         return frames
-    by_source: dict[str, list[PosedFrame]] = {}
+    by_camera: dict[tuple[str, str], list[PosedFrame]] = {}
     for frame in sorted(frames, key=lambda one: one.index):
-        by_source.setdefault(frame.source, []).append(frame)
+        by_camera.setdefault(camera_of(frame), []).append(frame)
     gone: set[str] = set()
-    for some in by_source.values():
+    for some in by_camera.values():
         is_near = near_doubted(doubted, [one.name if one.is_keyframe else None for one in some])
         gone.update(one.name for one, is_gone in zip(some, is_near, strict=True) if is_gone)
     return [one for one in frames if one.name not in gone]

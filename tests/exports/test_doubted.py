@@ -6,13 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pycolmap
 import pytest
 
 from adapters.exports.doubted import near_doubted
 from adapters.exports.export import Export, ExportFormat, export
+from adapters.exports.posed_frames import PosedFrame, without_doubted_frames
 from engine.errors import ConfigError
-from engine.types import FrameId, Verdict, VerdictLevel, VerdictReason
+from engine.types import FrameId, PoseKind, Verdict, VerdictLevel, VerdictReason
 from tests.support.plane_runs import PlaneRun, frame_name, make_plane_run
 
 DOUBTED = 2  # the second of four keyframes
@@ -54,6 +56,11 @@ def exported(run: Path, *formats: ExportFormat, frames: str = "keyframes") -> Ex
     return export(run, run.parent / "out", formats=formats, frames=frames, is_without_doubted=True)
 
 
+def doubtful(frame_ids: str) -> str:
+    reason = f'{{"kind":"misplaced","level":"doubtful","sentence":"","frame_ids":{frame_ids}}}'
+    return f'{{"verdict": {{"level": "doubtful", "reasons": [{reason}]}}}}'
+
+
 def names_of(model: Path) -> set[str]:
     return {image.name for image in pycolmap.Reconstruction(model).images.values()}
 
@@ -93,14 +100,14 @@ def test_frames_hang_on_the_keyframes_before_and_after_them() -> None:
 def test_what_leaving_keyframes_out_does_not_remedy_is_said(run: Path) -> None:
     done = exported(judged(run, BENT, MISPLACED, REMARK), ExportFormat.PLY)
     assert done.num_images == 3  # of the bent map, and of a remark, all stay
-    assert any("doubted as well: the map is bent" in note for note in done.notes)
+    assert any("doubted all the same: the map is bent" in note for note in done.notes)
     assert not any("remark" in note for note in done.notes)
 
 
 def test_where_nothing_is_doubted_all_is_exported(run: Path) -> None:
     done = exported(judged(run, REMARK), ExportFormat.PLY)
     assert done.num_images == 4
-    assert any("doubts no keyframe's place" in note for note in done.notes)
+    assert any("names no keyframe to leave out" in note for note in done.notes)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +118,12 @@ def test_where_nothing_is_doubted_all_is_exported(run: Path) -> None:
         ("[]", "has no verdict"),
         ('{"verdict": null}', "has no verdict"),
         ('{"verdict": {"level": "splendid"}}', "cannot be read"),
+        ('{"verdict": {}}', "has no verdict"),
+        ('{"verdict": {"level": "doubtful", "reasons": []}}', "does not say what it doubts"),
+        (doubtful("[[2]]"), "has no verdict"),
+        (doubtful('["2"]'), "has no verdict"),
+        (doubtful("[99]"), "of another map"),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_without_a_verdict_nothing_is_left_out_in_silence(
@@ -130,6 +143,37 @@ def test_a_verdict_that_leaves_no_map_is_refused(run: Path) -> None:
     )
     with pytest.raises(ConfigError, match="leaves 1 keyframe: no map"):
         exported(judged(run, reason), ExportFormat.PLY)
+
+
+def test_what_is_left_in_parts_that_share_no_points_is_refused(
+    run: Path,
+) -> None:
+    sparse = run / "latest" / "sparse" / "0"
+    model = pycolmap.Reconstruction(sparse)
+    for point3D_id, point in list(model.points3D.items()):
+        ids = {one.image_id for one in point.track.elements}
+        if min(ids) < DOUBTED < max(ids):
+            model.delete_point3D(point3D_id)
+    model.write_binary(sparse)
+    with pytest.raises(ConfigError, match="falls into 2 parts: no map"):
+        exported(judged(run, MISPLACED), ExportFormat.PLY)
+
+
+def test_frames_of_another_camera_of_the_source_stay() -> None:
+    def frame(name: str, index: int, kind: PoseKind) -> PosedFrame:
+        return PosedFrame(
+            name=name,
+            source="bag",
+            index=index,
+            captured_at_s=0.1 * index,
+            kind=kind,
+            cam_from_world=np.eye(4)[:3],
+        )
+
+    kinds = [PoseKind.KEYFRAME, PoseKind.TRACKED, PoseKind.KEYFRAME]
+    frames = [frame(f"{c}/{n}.jpg", 2 * n + (c == "r"), kinds[n]) for n in range(3) for c in "lr"]
+    left = without_doubted_frames(frames, frozenset({"l/0.jpg"}))
+    assert [one.name for one in left] == ["r/0.jpg", "r/1.jpg", "l/2.jpg", "r/2.jpg"]
 
 
 def test_dense_points_are_of_doubted_keyframes_too(run: Path) -> None:

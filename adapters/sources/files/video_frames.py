@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
+_COLUMN_STEP = 4  # of those columns that fields are compared in
+_COMBED_RATIO = 1.1  # noise alone gives 1
 _LEAST_ROWS = 2  # of an image, between which fields can be told apart
 _TEXT_ART_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})  # how FFmpeg "plays" a text file
 
@@ -107,18 +109,19 @@ def quarter_turns(decoded: VideoFrame) -> int:
 def upright_rgb(decoded: VideoFrame) -> Uint8Array | str:
     """The pixels (H, W, 3) RGB, turned as the container says: counter-clockwise degrees.
 
-    Or why there are none, in words. Of an interlaced frame whose two fields show different moments
-    only the upper field is taken, with the rows between interpolated.
+    Or why there are none, in words. Of an interlaced frame whose two fields clearly show different
+    moments only the upper field is taken, with the rows between interpolated; FFmpeg mixes their
+    colours, not their luminance, where those are stored by halves.
     """
     import av
 
     try:
         with _failing_as_ffmpeg():
             pixels = np.asarray(decoded.to_ndarray(format="rgb24"), np.uint8)
-            if decoded.interlaced_frame and _is_combed(pixels):
-                pixels = _upper_field(pixels)
     except (av.error.FFmpegError, OSError) as error:
         return f"pixels of type {decoded.format.name} do not become RGB: {error.strerror}"
+    if decoded.interlaced_frame and _is_combed(pixels):
+        pixels = _upper_field(pixels)
     return np.rot90(pixels, -quarter_turns(decoded))
 
 
@@ -128,12 +131,12 @@ def _is_combed(pixels: Uint8Array) -> bool:
     So they do where things moved from one field to the other; cameras also call frames interlaced
     of which both fields are of one moment.
     """
-    green = pixels[:, :, 1].astype(np.int16)
+    green = pixels[:, ::_COLUMN_STEP, 1].astype(np.int16)
     if len(green) <= _LEAST_ROWS:
         return False
     to_next = np.abs(green[1:-1] - green[:-2]).mean()
     to_second = np.abs(green[2:] - green[:-2]).mean()
-    return bool(to_next > to_second)
+    return bool(to_next > _COMBED_RATIO * to_second)
 
 
 def _upper_field(pixels: Uint8Array) -> Uint8Array:

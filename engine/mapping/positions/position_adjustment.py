@@ -35,6 +35,7 @@ _SLICE_ITERATIONS = 6  # solved without a pause
 _BREATH_S = 0.02  # in which other threads run
 _MAX_SOLVING_S = 30.0  # what is reached by then is judged
 _FREEDOM_OF_HEIGHTS = 3  # height and tilts of a map whose scale the other coordinates give
+_LEAST_FREEDOM = 8  # of heights: fewer may fit better by chance
 _TINY_M = 1e-9
 _TINY = 1e-6
 _PRIOR_LOSS_SCALE = 2.795  # standard deviations: 95 % of three normal components lie within
@@ -201,7 +202,7 @@ def _with_uncertain_cameras(
         i for i in calibration.uncertain_camera_ids if reconstruction.exists_camera(i)
     )
     freedom = int(positions.is_known[:, 2].sum()) - _FREEDOM_OF_HEIGHTS - len(uncertain)
-    if freedom <= 0:
+    if freedom < _LEAST_FREEDOM:
         return held
     before = pycolmap.Reconstruction(reconstruction)
     reason = solve(freed=frozenset(uncertain))

@@ -92,7 +92,9 @@ def broken_off(verdict: Verdict) -> Verdict:
 def _verdict_for(found: Iterable[VerdictReason]) -> Verdict:
     reasons = sorted(found, key=lambda reason: -_LEVELS.index(reason.level))
     level = reasons[0].level if reasons else VerdictLevel.GOOD
-    return Verdict(level=level, reasons=tuple(reasons[:_ALL_SENTENCES]))
+    # Exports leave out the keyframes that reasons about places name: none of these is cut.
+    kept = [one for n, one in enumerate(reasons) if n < _ALL_SENTENCES or one.is_of_places]
+    return Verdict(level=level, reasons=tuple(kept))
 
 
 # -- without a map ------------------------------------------------------------------------------

@@ -354,3 +354,15 @@ def test_positions_without_heights_leave_a_focal_length_held() -> None:
     assert not outcome.told_camera_ids
     assert control.states[CAMERA_ID].hold is Hold.UNCERTAIN
     assert flight.camera(CAMERA_ID).params[0] == before_px
+
+
+def test_a_few_heights_leave_a_focal_length_held() -> None:
+    """With the freedom of place and of one camera gone they may fit better by chance."""
+    num_heights = {10: False, 20: True}
+    for num, is_told in num_heights.items():
+        flight, control = held_flight()
+        fixes = [
+            fix if number < num else replace(fix, altitude_m=None)
+            for number, fix in enumerate(over_plane(noise_m=0.1))
+        ]
+        assert bool(adjust_flight(flight, control, fixes).told_camera_ids) is is_told
