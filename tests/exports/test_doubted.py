@@ -145,9 +145,7 @@ def test_a_verdict_that_leaves_no_map_is_refused(run: Path) -> None:
         exported(judged(run, reason), ExportFormat.PLY)
 
 
-def test_what_is_left_in_parts_that_share_no_points_is_refused(
-    run: Path,
-) -> None:
+def test_what_is_left_in_parts_that_share_no_points_is_refused(run: Path) -> None:
     sparse = run / "latest" / "sparse" / "0"
     model = pycolmap.Reconstruction(sparse)
     for point3D_id, point in list(model.points3D.items()):

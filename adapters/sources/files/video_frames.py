@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _COLUMN_STEP = 4  # of those columns that fields are compared in
 _COMBED_RATIO = 1.1  # noise alone gives 1
-_LEAST_ROWS = 2  # of an image, between which fields can be told apart
+_LEAST_ROWS = 2  # of an image, between which fields are compared
 _TEXT_ART_CODECS = frozenset({"ansi", "bintext", "idf", "xbin"})  # how FFmpeg "plays" a text file
 
 

@@ -28,7 +28,7 @@ _MIN_WEIGHT = 0.05  # of fixes that pull; less is an outlier by another name
 _MIN_PULLING = 4
 _MAX_ERROR_GROWTH_RATIO = 0.02  # of the mean reprojection error
 _TELLING_CHI2 = 9.0  # by which heights must fit better, to tell a focal length
-_TELLING_RMSE_RATIO = 0.95  # and at most this of their error may stay: errors of GPS are alike
+_TELLING_RMSE_RATIO = 0.95  # and less than this of their error must stay: errors of GPS are alike
 _EQUAL_ERROR_RATIO = 1.002  # of the mean reprojection error, then
 _FUNCTION_TOLERANCE = 1e-6
 _SLICE_ITERATIONS = 6  # solved without a pause
@@ -52,7 +52,7 @@ class PositionAdjustment:
     error_after_px: float
     rmse_before_m: float  # of the positions that pulled, by their weights
     rmse_after_m: float
-    told_camera_ids: frozenset[int] = frozenset()  # whose held focal length the positions told
+    told_camera_ids: frozenset[int] = frozenset()  # whose held focal length heights gave
 
 
 @charged_to(Stage.GLOBAL_ADJUSTMENT)
