@@ -48,6 +48,8 @@ def camera_of(frame: PosedFrame) -> tuple[str, str]:
 def read_posed_frames(job: ExportJob) -> list[PosedFrame]:
     """The frames of a map, in order of arrival, without those that hang on keyframes taken out.
 
+    The job notes how many these are.
+
     Raises:
         ConfigError: the run has no poses of them, or such that are of another map.
     """
@@ -71,9 +73,15 @@ def read_posed_frames(job: ExportJob) -> list[PosedFrame]:
         raise ConfigError(f"{run}: {name} and frames.csv are not of one run: their times differ")
     turn = np.eye(3) if job.upright_from_map is None else job.upright_from_map
     frames = [_frame(row, line, turn) for row, line in zip(rows, table, strict=True)]
-    frames = without_doubted_frames(frames, job.doubted)
-    _refuse_other_world(run, frames, job.reconstruction)
-    return frames
+    kept = without_doubted_frames(frames, job.doubted)
+    num_hanging = sum(not one.is_keyframe for one in frames) - sum(
+        not one.is_keyframe for one in kept
+    )
+    note = f"{num_hanging} frames between them and the next keyframes are not in it either"
+    if num_hanging and note not in job.notes:  # several formats may ask
+        job.notes.append(note)
+    _refuse_other_world(run, kept, job.reconstruction)
+    return kept
 
 
 def without_doubted_frames(frames: list[PosedFrame], doubted: frozenset[str]) -> list[PosedFrame]:

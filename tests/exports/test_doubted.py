@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pycolmap
 import pytest
+from typer.testing import CliRunner
 
+from adapters import cli
 from adapters.exports.doubted import near_doubted
 from adapters.exports.export import Export, ExportFormat, export
 from adapters.exports.posed_frames import PosedFrame, without_doubted_frames
 from engine.errors import ConfigError
+from engine.mapping.verdict import verdict as verdict_rules
 from engine.types import FrameId, PoseKind, Verdict, VerdictLevel, VerdictReason
 from tests.support.plane_runs import PlaneRun, frame_name, make_plane_run
 
@@ -79,7 +83,9 @@ def test_doubted_keyframes_are_in_no_file(made: PlaneRun, run: Path) -> None:
         0 < model.num_points3D() < pycolmap.Reconstruction(run / "latest/sparse/0").num_points3D()
     )
     assert min(point.track.length() for point in model.points3D.values()) >= 2
-    assert done.notes == (f"--without-doubted: 1 keyframe is not in it: {frame_name(8)}",)
+    note, note_on_frames = done.notes  # a trajectory has all frames
+    assert note == f"--without-doubted: 1 keyframe is not in it: {frame_name(8)}"
+    assert "14 frames between them" in note_on_frames
 
 
 def test_frames_that_hang_on_doubted_keyframes_go_with_them(made: PlaneRun, run: Path) -> None:
@@ -88,6 +94,33 @@ def test_frames_that_hang_on_doubted_keyframes_go_with_them(made: PlaneRun, run:
     assert names_of(done.path / "sparse" / "0") == {frame_name(number) for number in kept}
     lines = (done.path / "trajectory.txt").read_text().splitlines()
     assert len(lines) == 1 + len(kept)
+    num_between = len(made.poses) - len(kept) - 1
+    (note,) = [one for one in done.notes if "next keyframes" in one]
+    assert note.startswith(f"{num_between} frames between them")
+
+
+def test_the_command_says_what_it_leaves_out(run: Path, tmp_path: Path) -> None:
+    options = ["--to", str(tmp_path / "out"), "--ply", "--without-doubted"]
+    done = CliRunner().invoke(cli.app, ["export", str(judged(run, MISPLACED)), *options])
+    assert done.exit_code == 0, done.stderr
+    assert f"--without-doubted: 1 keyframe is not in it: {frame_name(8)}" in done.stdout
+    assert "3 images" in done.stdout
+
+
+def test_each_kind_of_reason_either_doubts_places_or_the_map_as_a_whole() -> None:
+    of_places = {
+        *("misplaced", "misplaced_part", "weakly_joined", "unconfirmed"),
+        *("few_points", "small_patch"),
+    }
+    of_the_whole = {
+        *("bent", "pairs_contradict", "overlay", "turning", "few_keyframes", "several_maps"),
+        *("missing_keyframes", "time_lost", "no_map", "broke_off", "camera_few_images"),
+        *("camera_focal", "camera_lens", "gps_contradicts", "gps_rejected", "looks_up"),
+    }
+    kinds = set(re.findall(r'kind="(\w+)"', Path(verdict_rules.__file__).read_text()))
+    assert kinds == of_places | of_the_whole
+    reasons = [VerdictReason(kind=kind, level=VerdictLevel.DOUBTFUL, sentence="") for kind in kinds]
+    assert {one.kind for one in reasons if one.is_of_places} == of_places
 
 
 def test_frames_hang_on_the_keyframes_before_and_after_them() -> None:

@@ -6,12 +6,15 @@ which keyframes would share a focal length (their zoom level). The fundamental m
 the levels (`estimators/calibration_votes.py`), and only a map that fits clearly better with them is
 believed: its focal lengths, which are free, must come out at the levels, and not together. Over a
 large jump few pairs hold, and may not vote; then maps try it where keyframes stay out, beside a map
-built alike without a split. What remains unconfirmed or outside is doubted, with its keyframes.
+built alike without a split. What remains unconfirmed or outside is doubted, with its keyframes;
+where a map that starts at the levels brings their focal lengths together, or fits their keyframes
+clearly worse than the one without, they are none.
 """
 
 from __future__ import annotations
 
 import copy
+import enum
 import functools
 import itertools
 import math
@@ -90,6 +93,13 @@ _REGROUP_RATIO = 1.1  # times the inliers of its present calibration, and
 _REGROUP_INLIERS = 5  # so many more, for a keyframe to take another one
 _ILL_ERROR_RATIO = 1.3  # times the typical error of a camera's keyframes
 _FAILURES_TO_DOUBT = 3  # times that the pairs voted for a split and no map confirmed it
+
+
+class _Unconfirmed(enum.Enum):
+    """What maps that do not confirm zoom levels say of them."""
+
+    OPEN = enum.auto()  # nothing
+    DENIED = enum.auto()  # there are none
 
 
 class CameraSplits:
@@ -258,13 +268,15 @@ class CameraSplits:
         if voted is not None:
             levels, vote = voted
             found = self._confirmed(present, source_key, levels, focal_px=vote.focal_px)
-            if found is not None:
+            if isinstance(found, ChangedMap):
                 return found
+            if found is _Unconfirmed.DENIED:
+                voted = None
         unplaced = self._unplaced(present, guesses[0], pairs, apart=apart)
         if unplaced is not None:
-            found = self._confirmed_unvoted(present, source_key, unplaced)
-            if found is not None:
-                return found
+            found_unvoted = self._confirmed_unvoted(present, source_key, unplaced)
+            if found_unvoted is not None:
+                return found_unvoted
         suspected = unplaced or (voted[0] if voted is not None else [])
         if suspected:
             self._num_failed[source_key] += 1
@@ -291,21 +303,25 @@ class CameraSplits:
         levels: Sequence[ZoomLevel],
         *,
         focal_px: float,
-    ) -> ChangedMap | None:
+    ) -> ChangedMap | _Unconfirmed:
         """The camera split as a map confirms it: at the levels, or at those that it keeps apart."""
         for _ in range(_MAX_TRIALS):
             zoomed = zoomed_ids(levels)
             change = self._split(present, source_key, levels, focal_px=focal_px)
             candidate = candidate_map(self._builder, present, change, changed=zoomed)
-            if candidate is None or not fits_better(candidate, present, changed=zoomed):
-                return None
+            if candidate is None:
+                return _Unconfirmed.OPEN
+            if self._is_denied(candidate, present, source_key, levels):
+                return _Unconfirmed.DENIED
+            if not fits_better(candidate, present, changed=zoomed):
+                return _Unconfirmed.OPEN
             trial = ChangedMap(sparse_map=candidate, change=change)
             if self._is_split(trial.sparse_map, source_key, levels):
                 return self._taken(source_key, levels, trial)
             levels, focal_px = self._levels_in(trial.sparse_map, source_key, levels)
             if len(levels) < 2:
-                return None
-        return None
+                return _Unconfirmed.OPEN
+        return _Unconfirmed.OPEN
 
     def _unplaced(
         self,
@@ -588,6 +604,29 @@ class CameraSplits:
             < max(_MAX_OFF_LEVEL, _MAX_OFF_SHARE * abs(level.log_zoom))
             for offset, level in offsets
         )
+
+    def _is_denied(
+        self,
+        candidate: SparseMap,
+        present: SparseMap,
+        source_key: str,
+        levels: Sequence[ZoomLevel],
+    ) -> bool:
+        """Whether a map that starts at levels speaks against them.
+
+        The present map, with one focal length, holds the keyframes that would be zoomed, and fits
+        them clearly better; or the focal lengths come together, and these keyframes are held.
+        """
+        zoomed = zoomed_ids(levels)
+        if not all(map(present.is_registered, zoomed)):
+            return False
+        if fits_better(present, candidate, changed=zoomed):
+            return True
+        focals_px = [
+            camera_focal_px(candidate.camera(key)) for key in _keys(source_key, len(levels))
+        ]
+        is_together = math.log(max(focals_px) / min(focals_px)) < MIN_APART
+        return is_together and all(map(candidate.is_registered, zoomed))
 
     # -- reporting ------------------------------------------------------------------------------
 

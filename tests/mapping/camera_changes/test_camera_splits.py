@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from engine.config import CamerasConfig, Config
+from engine.estimators.calibration_votes import CalibrationVote
 from engine.events import CameraDoubted, CameraSplit, ZoomSearched
 from engine.mapping.camera_changes import camera_splits, trial_maps
 from engine.mapping.camera_changes.zoom_levels import ZoomLevel
@@ -172,6 +173,28 @@ def test_a_zoom_that_no_map_confirms_is_doubted_with_its_frames(
     assert "(frame 0, frame 2, frame 4)" in reason or "(frame 1, frame 3, frame 5)" in reason
     (figures,) = mapped.figures.cameras
     assert reason in figures.doubts
+
+
+def test_a_zoom_for_which_pairs_vote_and_that_a_map_denies_is_not_doubted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = world_of([SHORT] * 10)
+    levels = [
+        ZoomLevel(frame_ids=tuple(world.frame_ids[:6]), log_zoom=0.0),
+        ZoomLevel(frame_ids=tuple(world.frame_ids[6:]), log_zoom=0.15),
+    ]
+    vote = CalibrationVote(focal_px=SHORT, cost=0.05)
+    mapped = MapperRun(WITHOUT_WINDOWS, matcher=FakeMatcher(world=world), graph=scene_graph())
+    for frame_id in world.frame_ids:
+        mapped.add_keyframe(world.keyframe(frame_id))
+    splits = mapped.mapper._splits
+    monkeypatch.setattr(splits, "_voted", lambda *of: (levels, vote))
+    splits._suspected.add("camera")
+    splits._num_examined.clear()
+    assert splits.find(mapped.sparse_map, is_final=True) is None
+    assert splits.facts()["num_examined"] == {"camera": 10}
+    assert splits.facts()["unconfirmed"] == {}
+    assert not [event for event in mapped.emitted(CameraDoubted) if "zoomed" in event.reason]
 
 
 def test_a_large_jump_that_the_pairs_cannot_vote_on_is_tried_by_maps(
