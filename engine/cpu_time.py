@@ -22,7 +22,7 @@ from typing import Self
 class Stage(StrEnum):
     """What CPU time is spent on."""
 
-    DECODE = "decode"
+    DECODE = "decode"  # with what reading sources on threads of their own costs
     TRACK = "track"
     DESCRIBE = "describe"
     MATCH = "match"

@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from enum import Enum, auto
 from typing import Generic, Literal, TypeVar
 
+from engine.cpu_time import Stage, charge_thread_to
+
 Item = TypeVar("Item")
 
 ReadBlocking = Callable[[threading.Event], Generator[Item, None, None]]
@@ -27,7 +29,7 @@ async def iterate_in_thread(read: ReadBlocking[Item], *, name: str) -> AsyncGene
 
     The generator is advanced only when an item is asked for, so at most one item is in hand and a
     slow consumer holds a fast producer back. It is started, advanced and closed on one thread,
-    which owns whatever the generator opens.
+    which owns whatever the generator opens, and whose CPU time is charged to decoding.
 
     Closing this iterator (``aclose``), or cancelling the task that waits for it, sets the event
     that ``read`` was given, waits for the step in progress (a thread cannot be interrupted) and
@@ -73,6 +75,7 @@ class _Worker(Generic[Item]):
         await asyncio.wrap_future(self._closed)
 
     def _run(self) -> None:
+        charge_thread_to(Stage.DECODE)
         while self._answer_one():
             pass
         try:

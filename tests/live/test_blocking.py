@@ -7,14 +7,17 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Generator
 
 import pytest
 
 from adapters.live.blocking import iterate_in_thread
+from engine.cpu_time import Stage, cpu_by_stage
 from tests.support.waiting import HANG_S, until
 
 NAME = "reader under test"
+BUSY_S = 0.02
 
 
 class Recorder:
@@ -64,6 +67,23 @@ def test_items_come_in_order_and_the_thread_ends() -> None:
 
     assert asyncio.run(consume(), debug=True) == list(range(100))
     assert recorder.is_closed.is_set()
+
+
+def test_what_the_thread_uses_is_charged_to_decoding() -> None:
+    def busy(stop: threading.Event) -> Generator[float, None, None]:
+        begin_s = time.thread_time()
+        while time.thread_time() - begin_s < BUSY_S:
+            pass
+        yield BUSY_S
+
+    async def consume() -> None:
+        async for _ in iterate_in_thread(busy, name=NAME):
+            pass
+        assert await reader_has_ended()
+
+    before_s = cpu_by_stage()[Stage.DECODE]
+    asyncio.run(consume())
+    assert cpu_by_stage()[Stage.DECODE] - before_s >= BUSY_S
 
 
 def test_one_thread_of_its_own_starts_advances_and_closes_the_generator() -> None:

@@ -29,6 +29,7 @@ from adapters.sources.streams.push_listener import Publisher, PushListener, Rela
 from adapters.sources.streams.srt_program import SrtProgram
 from adapters.sources.streams.stream_address import StreamAddress, Way
 from engine.config import LiveSourcesConfig
+from engine.cpu_time import Stage, charge_thread_to
 from engine.ports import ArrivalSink
 from engine.types import SourceState
 
@@ -105,6 +106,7 @@ class StreamReader:
             await asyncio.wait_for(asyncio.wrap_future(self._ended), _JOIN_S)
 
     def _run(self) -> None:
+        charge_thread_to(Stage.DECODE)
         try:
             interrupt_when(self._stop)
             self._stay_connected()

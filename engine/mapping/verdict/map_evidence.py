@@ -151,6 +151,7 @@ def gather(
     *,
     pairs_per_keyframe: int = PAIRS_PER_KEYFRAME,
     num_asked: int = NUM_ASKED,
+    asks_of_all: bool = True,
 ) -> MapEvidence:
     """Collects the evidence about a map, which may be empty.
 
@@ -160,6 +161,8 @@ def gather(
         beside: what else is known.
         pairs_per_keyframe: how many pairs of each keyframe are examined, at least.
         num_asked: how many pairs that contradict a part are confirmed by third views, at most.
+        asks_of_all: whether third views are asked of all pairs where many contradict the map, or of
+            those alone that do, for a fifth of the time.
     """
     ids = sparse_map.registered_ids
     pairs = graph.edges_among(ids)
@@ -170,7 +173,7 @@ def gather(
     examined = _Examined.of(sparse_map, chosen, views)
     is_agreed = beside.is_agreed if beside.confirms_pairs else None
     if is_agreed is not None:
-        examined = examined.weighed_anew(is_agreed)
+        examined = examined.weighed_anew(is_agreed, asks_of_all=asks_of_all)
     placement = beside.placement
     keyframes = tuple(graph.keyframe(i) for i in graph.keyframe_ids)
     return MapEvidence(
@@ -326,16 +329,21 @@ class _Examined:
             num_stay_unexplained=np.where(moves, (stays & ~lies).sum(axis=1), 0).astype(np.float64),
         )
 
-    def weighed_anew(self, is_agreed: Callable[[ImagePair], bool]) -> _Examined:
+    def weighed_anew(
+        self, is_agreed: Callable[[ImagePair], bool], *, asks_of_all: bool
+    ) -> _Examined:
         """With less weight for pairs that contradict the map, and that no third view confirms.
 
         A verified pair alone may be wrong itself. Asking takes some ms each, so pairs are asked
-        where many of them contradict.
+        where many of them contradict. Pairs that are not asked count as confirmed.
         """
         if _share(self.is_disputed, self.full_weights) < DISPUTED_RATIO:
             return self
         pairs = [ImagePair.of(FrameId(int(a)), FrameId(int(b))) for a, b in self.ends]
-        agreed = np.array([is_agreed(pair) for pair in pairs], np.bool_)
+        asked = np.full(len(pairs), asks_of_all) | self.is_disputed
+        agreed = np.array(
+            [not asks or is_agreed(pair) for pair, asks in zip(pairs, asked, strict=True)], np.bool_
+        )
         is_unproven = self.is_disputed & ~agreed
         return replace(
             self,

@@ -86,6 +86,7 @@ class VerdictWatch:
             beside,
             pairs_per_keyframe=pairs_per_keyframe,
             num_asked=NUM_ASKED if is_final else _LIVE_ASKED,
+            asks_of_all=is_final,
         )
         self._change(judge(evidence), is_final=is_final)
 

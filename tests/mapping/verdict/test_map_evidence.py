@@ -115,6 +115,27 @@ def test_pairs_that_no_third_view_confirms_contradict_a_map_less() -> None:
     assert max(place.proven_disputed_ratio for place in proven.places) > 0.5
 
 
+def test_a_growing_map_asks_third_views_of_pairs_that_contradict_it_alone() -> None:
+    sparse_map = grown_map(SyntheticWorld(round_path(12, turns=0.4), noise_px=0.4))
+    for frame_id in (FrameId(4), FrameId(9)):
+        move(sparse_map, frame_id, (0.0, 0.0, 1.5))
+    graph = graph_of(sparse_map)
+    asked: set[ImagePair] = set()
+
+    def agrees(pair: ImagePair) -> bool:
+        asked.add(pair)
+        return pair.first != 4
+
+    growing = gather(sparse_map, graph, Beside(is_agreed=agrees), asks_of_all=False)
+    assert asked and all({4, 9} & {pair.first, pair.second} for pair in asked)
+    at_its_end = gather(sparse_map, graph, Beside(is_agreed=agrees))
+    assert not all({4, 9} & {pair.first, pair.second} for pair in asked)
+    assert growing.pairs == at_its_end.pairs
+    for one, other in zip(growing.places, at_its_end.places, strict=True):
+        assert one.proven_disputed_ratio == other.proven_disputed_ratio
+        assert one.num_confirming >= other.num_confirming
+
+
 def test_third_views_are_not_asked_about_a_right_map(world: SyntheticWorld) -> None:
     def refuse(pair: ImagePair) -> bool:
         raise AssertionError(pair)
