@@ -272,6 +272,8 @@ class CameraSplits:
                 return found
             if found is _Unconfirmed.DENIED:
                 voted = None
+                self._num_failed.pop(source_key, None)
+                self._cameras.remove_zoom_doubt(source_key)
         unplaced = self._unplaced(present, guesses[0], pairs, apart=apart)
         if unplaced is not None:
             found_unvoted = self._confirmed_unvoted(present, source_key, unplaced)

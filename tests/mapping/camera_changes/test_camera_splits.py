@@ -175,7 +175,7 @@ def test_a_zoom_that_no_map_confirms_is_doubted_with_its_frames(
     assert reason in figures.doubts
 
 
-def test_a_zoom_for_which_pairs_vote_and_that_a_map_denies_is_not_doubted(
+def test_a_zoom_for_which_pairs_vote_is_not_doubted_any_more_when_a_map_denies_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = world_of([SHORT] * 10)
@@ -191,10 +191,13 @@ def test_a_zoom_for_which_pairs_vote_and_that_a_map_denies_is_not_doubted(
     monkeypatch.setattr(splits, "_voted", lambda *of: (levels, vote))
     splits._suspected.add("camera")
     splits._num_examined.clear()
+    splits._num_failed["camera"] = 3
+    splits._doubt("camera", world.frame_ids[6:])
     assert splits.find(mapped.sparse_map, is_final=True) is None
     assert splits.facts()["num_examined"] == {"camera": 10}
-    assert splits.facts()["unconfirmed"] == {}
-    assert not [event for event in mapped.emitted(CameraDoubted) if "zoomed" in event.reason]
+    assert splits.facts()["unconfirmed"] == splits.facts()["num_failed"] == {}
+    (figures,) = mapped.mapper.figures().cameras
+    assert "zoom" not in figures.doubt_kinds  # what was doubted when less was known
 
 
 def test_a_large_jump_that_the_pairs_cannot_vote_on_is_tried_by_maps(
