@@ -506,6 +506,7 @@ class VerdictChanged(Event):
     """The map is trusted more or less than before, or for other reasons."""
 
     verdict: Verdict
+    is_final: bool = False  # of a map that will not change; else of what there is so far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

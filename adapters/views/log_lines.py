@@ -131,12 +131,13 @@ def _fault(event: FaultOccurred) -> LogLine | None:
 def _verdict(event: VerdictChanged) -> str:
     """The level and the gravest reason in the first line, the other reasons below it."""
     level, reasons = event.verdict.level, event.verdict.reasons
+    verdict = "verdict" if event.is_final else "so far the map is"
     if not reasons:
-        return f"verdict {level}"
+        return f"{verdict} {level}"
     others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     below = verdict_lines(replace(event.verdict, reasons=reasons[1:]))[1:]
     return "\n".join(
-        [f"verdict {level_in_words(event.verdict)}: {reasons[0].sentence}{others}", *below]
+        [f"{verdict} {level_in_words(event.verdict)}: {reasons[0].sentence}{others}", *below]
     )
 
 

@@ -69,6 +69,7 @@ from engine.mapping.steps import (
 )
 from engine.mapping.stored_state import Fact, StoredCalibration, StoredModel, StoredRun
 from engine.mapping.verdict.map_evidence import Beside
+from engine.mapping.verdict.patch_evidence import beyond_patches
 from engine.mapping.windows.window_merging import WindowMerge
 from engine.matching.overlays import OverlayMask
 from engine.matching.pair_matching import MatchedKeyframe, PairMatching
@@ -974,8 +975,9 @@ class Mapper:
                 self._adjust_finally()
                 self._georeferencing.adjust(self._map)
             self._georeferencing.update(self._map, is_final=True)
-            self._contradictions = tuple(
-                self._loops.contradictions(self._map, is_confirmed=self._agreement.is_agreed)
+            self._contradictions = beyond_patches(
+                self._map,
+                self._loops.contradictions(self._map, is_confirmed=self._agreement.is_agreed),
             )
         else:
             self._turning.conclude(self._map)

@@ -571,13 +571,16 @@ def test_a_verdict_that_changed_is_logged_as_grave_as_it_is(
     level: VerdictLevel, log_level: LogLevel
 ) -> None:
     verdict = verdict_of(*[] if level is VerdictLevel.GOOD else [level, VerdictLevel.DOUBTFUL])
-    line = log_line_of(VerdictChanged(verdict=verdict), RunCounters())
+    line = log_line_of(VerdictChanged(verdict=verdict, is_final=True), RunCounters())
     assert line is not None
     assert line.level is log_level
     sentences = [reason.sentence for reason in verdict.reasons]
     first, *below = line.text.splitlines()
     assert first == f"verdict {level}" + (f": {sentences[0]} (and 1 more)" if sentences else "")
     assert below == [f"  - {sentence}" for sentence in sentences[1:]]
+    line_so_far = log_line_of(VerdictChanged(verdict=verdict), RunCounters())
+    assert line_so_far is not None and line_so_far.level is log_level
+    assert line_so_far.text == line.text.replace("verdict", "so far the map is", 1)
 
 
 @pytest.mark.parametrize("width", [72, 80, 100])
@@ -605,7 +608,7 @@ def test_a_terminal_has_one_line_for_a_verdict_and_counts_further_reasons() -> N
     levels = [VerdictLevel.WRONG, VerdictLevel.DOUBTFUL, VerdictLevel.DOUBTFUL]
     view.show_event(VerdictChanged(verdict=verdict_of(*levels)))
     (line,) = stream.getvalue().splitlines()
-    assert line.startswith("00:00  error: verdict wrong: frames 10 to 15")
+    assert line.startswith("00:00  error: so far the map is wrong: frames 10 to 15")
     assert line.endswith(" in view (and 2 more)")
     view.close()
 

@@ -143,8 +143,8 @@ class LoopClosing:
 
     def contradictions(
         self, sparse_map: SparseMap, *, is_confirmed: Callable[[ImagePair], bool]
-    ) -> list[Contradiction]:
-        """What contradicts a map at the end, also of pairs that were refuted and taken out of it.
+    ) -> list[tuple[VerifiedPair, Contradiction]]:
+        """Pairs that contradict a map at the end, also such that were refuted and taken out of it.
 
         A map that no correction puts right may be wrong, and pairs right that it refutes.
 
@@ -153,7 +153,7 @@ class LoopClosing:
             is_confirmed: whether other images confirm a pair that was refuted.
         """
         refuted = [one for one in self._refuted.values() if is_confirmed(one.pair)]
-        return [found for _, found in find_contradictions(sparse_map, beside=refuted)]
+        return find_contradictions(sparse_map, beside=refuted)
 
     def _is_new(self, sparse_map: SparseMap, pairs: set[ImagePair], *, is_final: bool) -> bool:
         """Whether there is more to go by than when a correction was tried last."""

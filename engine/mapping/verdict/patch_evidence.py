@@ -22,7 +22,15 @@ from engine.geometry import camera_center
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.georeferencing import Placement
 from engine.mapping.verdict.part_evidence import spread
-from engine.types import BoolArray, Float64Array, FrameId, Int64Array, Keyframe, VerifiedPair
+from engine.types import (
+    BoolArray,
+    Contradiction,
+    Float64Array,
+    FrameId,
+    Int64Array,
+    Keyframe,
+    VerifiedPair,
+)
 
 # Of an image. Wallpaper that held a photo in the wrong place had 3.7 % of it. The least keyframe of
 # 40 good maps has 10.8 %, but for one of 2.4 % that its position confirms.
@@ -75,7 +83,7 @@ def find_held_by_patch(
     if np.isnan(ratios).all():
         return ()
     middle = float(np.nanmedian(ratios))
-    limit = min(_PATCH_RATIO, _OF_MIDDLE_RATIO * middle)
+    limit = _limit(middle)
     held = [
         HeldByPatch(frame_ids=(i,), patch_ratio=float(ratio))
         for i, ratio in zip(ids, ratios, strict=True)
@@ -95,6 +103,49 @@ def find_held_by_patch(
         if not places.confirms_by_position(one.frame_ids, placement)
         and not any(places.confirms_by_time(i, keyframes) for i in one.frame_ids)
     )
+
+
+def beyond_patches(
+    sparse_map: SparseMap, contradictions: Sequence[tuple[VerifiedPair, Contradiction]]
+) -> tuple[Contradiction, ...]:
+    """Pairs that contradict a map by more than a small patch of both their images.
+
+    What looks the same elsewhere makes such pairs as well as it holds keyframes in a wrong place.
+
+    Args:
+        sparse_map: the map.
+        contradictions: pairs of registered keyframes.
+    """
+    if not contradictions:
+        return ()
+    observed = [_Observed.of(sparse_map, i) for i in sparse_map.registered_ids]
+    middle = float(np.nanmedian([one.patch_ratio() for one in observed]))
+    return tuple(
+        contradiction
+        for verified, contradiction in contradictions
+        if not _is_of_patch(sparse_map, verified, middle=middle)
+    )
+
+
+def _is_of_patch(sparse_map: SparseMap, verified: VerifiedPair, *, middle: float) -> bool:
+    """Whether the inliers of a pair span little of one image, and not much of the other."""
+    ends = (verified.pair.first, verified.pair.second)
+    ratios = []
+    for frame_id, rows in zip(ends, verified.inlier_matches_idx.T, strict=True):
+        keyframe = sparse_map.keyframe(frame_id)
+        ratio = patch_ratio(
+            keyframe.features.keypoints_xy[rows],
+            width=keyframe.width,
+            height=keyframe.height,
+            focal_px=camera_focal_px(sparse_map.camera(keyframe.calibration_key)),
+        )
+        ratios.append(ratio)
+    return min(ratios) < _limit(middle) and max(ratios) < _NOT_CLOSE_RATIO * middle
+
+
+def _limit(middle: float) -> float:
+    """The share of an image below which a patch is small, by that of a map's middle keyframe."""
+    return min(_PATCH_RATIO, _OF_MIDDLE_RATIO * middle)
 
 
 def patch_ratio(keypoints_xy: Float64Array, *, width: int, height: int, focal_px: float) -> float:

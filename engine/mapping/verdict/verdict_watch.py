@@ -19,7 +19,9 @@ _LEAST_KEYFRAMES = 12  # or so many came, whatever fits
 _LEAST_GROWTH = 10  # keyframes, registered or not, since the last time
 _GROWTH_RATIO = 0.5  # likewise, of those before
 _LIVE_ASKED = 2  # pairs that contradict a part, for third views, while the map grows
-_LIVE_PAIRS = 3  # of each keyframe that are examined while the map grows
+# Pairs of each keyframe that are examined while the map grows: where these few do not find it good,
+# which three of one keyframe may fail to by chance, as many as at the end.
+_LIVE_PAIRS = (3, PAIRS_PER_KEYFRAME)
 
 
 class VerdictWatch:
@@ -53,47 +55,44 @@ class VerdictWatch:
                 num_registered, self._num_registered
             )
         if is_due:
-            self._judge(sparse_map, beside(), pairs_per_keyframe=_LIVE_PAIRS)
+            self._judge(sparse_map, beside())
 
     def judge(self, sparse_map: SparseMap, beside: Beside) -> None:
         """Judges a map at its end, which may be empty, with what stands beside it.
 
         What is said then is emitted in its last words, also where its causes are the same.
         """
-        self._judge(sparse_map, beside, pairs_per_keyframe=PAIRS_PER_KEYFRAME, is_final=True)
+        self._judge(sparse_map, beside, is_final=True)
         self._is_final = True
 
     def end(self) -> None:
         """Doubts a map that was not judged at its end: the run broke off before."""
         if not self._is_final:
             self._is_final = True
-            self._change(broken_off(self._verdict))
+            self._change(broken_off(self._verdict), is_final=True)
 
     @charged_to(Stage.VERDICT)
-    def _judge(
-        self,
-        sparse_map: SparseMap,
-        beside: Beside,
-        *,
-        pairs_per_keyframe: int,
-        is_final: bool = False,
-    ) -> None:
+    def _judge(self, sparse_map: SparseMap, beside: Beside, *, is_final: bool = False) -> None:
         self._num_registered = sparse_map.num_registered
         self._num_keyframes = len(self._graph.keyframe_ids)
-        evidence = gather(
-            sparse_map,
-            self._graph,
-            beside,
-            pairs_per_keyframe=pairs_per_keyframe,
-            num_asked=NUM_ASKED if is_final else _LIVE_ASKED,
-            asks_of_all=is_final,
-        )
-        self._change(judge(evidence), is_final=is_final)
+        for pairs_per_keyframe in (PAIRS_PER_KEYFRAME,) if is_final else _LIVE_PAIRS:
+            evidence = gather(
+                sparse_map,
+                self._graph,
+                beside,
+                pairs_per_keyframe=pairs_per_keyframe,
+                num_asked=NUM_ASKED if is_final else _LIVE_ASKED,
+                asks_of_all=is_final,
+            )
+            verdict = judge(evidence)
+            if verdict.level is VerdictLevel.GOOD:
+                break
+        self._change(verdict, is_final=is_final)
 
     def _change(self, verdict: Verdict, *, is_final: bool = False) -> None:
         former, self._verdict = self._verdict, verdict
         if _causes(former) != _causes(verdict) or (is_final and former != verdict):
-            self._emit(VerdictChanged(verdict=verdict))
+            self._emit(VerdictChanged(verdict=verdict, is_final=is_final))
 
 
 def _has_grown(num: int, before: int) -> bool:

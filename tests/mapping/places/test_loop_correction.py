@@ -279,5 +279,5 @@ def test_refuted_pairs_that_others_confirm_still_speak_against_the_map(
     without = watched.correct(look_alike, is_final=True)
     assert without is not None
     found = watched.contradictions(without, is_confirmed=lambda pair: pair.first == 1)
-    assert {one.pair for one in found} == {pair for pair in false if pair.first == 1}
+    assert {one.pair for one, _ in found} == {pair for pair in false if pair.first == 1}
     assert watched.contradictions(without, is_confirmed=lambda pair: False) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,9 +12,13 @@ import pytest
 from engine.mapping.model.sparse_map import SparseMap
 from engine.mapping.positions.georeferencing import Placement
 from engine.mapping.verdict.map_evidence import Beside, gather
-from engine.mapping.verdict.patch_evidence import find_held_by_patch, patch_ratio
+from engine.mapping.verdict.patch_evidence import (
+    beyond_patches,
+    find_held_by_patch,
+    patch_ratio,
+)
 from engine.mapping.verdict.verdict import judge
-from engine.types import Float64Array, FrameId, VerdictLevel
+from engine.types import Contradiction, Float64Array, FrameId, Keyframe, VerdictLevel
 from tests.mapping.verdict.test_map_evidence import graph_of, move
 from tests.mapping.verdict.test_part_evidence import pairs_of
 from tests.support.placed_maps import placed
@@ -199,3 +204,39 @@ def test_a_part_of_a_panorama_counts_as_much_as_an_image_of_it_would() -> None:
 
 def test_a_long_lens_is_judged_by_its_image() -> None:
     assert ratio_of(square(300.0), focal_px=30_000.0) > 0.3
+
+
+@pytest.mark.parametrize(("num", "is_kept"), [(PATCH, False), (WIDE, True)])
+def test_a_small_patch_that_is_elsewhere_in_the_map_contradicts_nothing(
+    photos: SyntheticWorld, num: int, is_kept: bool
+) -> None:
+    sparse_map = grown_map(photos)
+    verified = photos.verified_pair(HELD, HELD + 1, among=patch_of(photos, num))
+    contradiction = Contradiction(pair=verified.pair, num_matches=num, error_px=90.0)
+    found = beyond_patches(sparse_map, [(verified, contradiction)])
+    assert found == ((contradiction,) if is_kept else ())
+
+
+def test_a_patch_that_fills_the_other_image_contradicts_a_map(photos: SyntheticWorld) -> None:
+    sparse_map = grown_map(photos)
+    verified = photos.verified_pair(HELD, HELD + 1, among=patch_of(photos, PATCH))
+    near = sparse_map.keyframe(FrameId(HELD + 1))
+    rows = verified.inlier_matches_idx[:, 1]
+    center_xy = near.features.keypoints_xy[rows].mean(axis=0)
+    offsets_xy = near.features.keypoints_xy[rows] - center_xy
+    keypoints_xy = np.array(near.features.keypoints_xy)
+    keypoints_xy[rows] = (WIDTH / 2, HEIGHT / 2) + 15.0 * offsets_xy
+    enlarged = replace(near, features=replace(near.features, keypoints_xy=keypoints_xy))
+    contradiction = Contradiction(pair=verified.pair, num_matches=PATCH, error_px=90.0)
+
+    class Enlarged:
+        """The map with that keyframe."""
+
+        def keyframe(self, frame_id: FrameId) -> Keyframe:
+            return enlarged if frame_id == near.frame_id else sparse_map.keyframe(frame_id)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(sparse_map, name)
+
+    found = beyond_patches(cast(SparseMap, Enlarged()), [(verified, contradiction)])
+    assert found == (contradiction,)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from engine.events import Event, VerdictChanged
-from engine.mapping.verdict.map_evidence import Beside
+from engine.mapping.verdict import verdict_watch
+from engine.mapping.verdict.map_evidence import Beside, MapEvidence
 from engine.mapping.verdict.verdict_watch import VerdictWatch
-from engine.types import FrameId, VerdictLevel
+from engine.types import FrameId, Verdict, VerdictLevel
 from tests.mapping.verdict.test_map_evidence import move
 from tests.support.synthetic import SyntheticWorld, grow, map_of_keyframes, round_path, scene_graph
 
@@ -71,6 +74,25 @@ def test_what_changes_is_emitted_once() -> None:
         watched.watch.judge(watched.sparse_map, Beside())
     assert watched.levels[num_before:] == [VerdictLevel.DOUBTFUL]
     assert "frame" in watched.watch.verdict.reasons[0].sentence
+
+
+def test_a_growing_map_is_doubted_only_by_as_many_pairs_as_at_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    examined: list[int] = []
+
+    def judge_by_number(evidence: MapEvidence) -> Verdict:
+        examined.append(evidence.pairs.num_pairs)
+        is_doubted = evidence.pairs.num_pairs < 50
+        return Verdict(level=VerdictLevel.DOUBTFUL if is_doubted else VerdictLevel.GOOD)
+
+    monkeypatch.setattr(verdict_watch, "judge", judge_by_number)
+    watched = Watched()
+    watched.grow_to(NUM)
+    assert len(examined) > watched.num_asked == 2
+    assert watched.watch.verdict.level is VerdictLevel.GOOD
+    few, many = examined[-2:]
+    assert few < 50 <= many
 
 
 def test_keyframes_that_fit_nowhere_are_said_while_they_come() -> None:
