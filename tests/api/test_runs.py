@@ -505,6 +505,39 @@ def test_an_event_loop_feeds_a_run_and_gets_its_events(tmp_path: Path) -> None:
     assert any(isinstance(event, livesfm.events.RunFinished) for event in events)
 
 
+def test_a_run_is_for_one_block_and_entering_it_again_leaves_its_folder_as_it_is(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run"
+
+    def files() -> dict[Path, int]:
+        return {one: one.stat().st_mtime_ns for one in path.rglob("*") if one.is_file()}
+
+    async def enter_twice() -> None:
+        run = livesfm.AsyncRun(path, overrides=LEAN, lossless=True, overwrite=True)
+        async with run:
+            await run.add_frame(town_frames()[0][0])
+            with pytest.raises(livesfm.RunEndedError, match="one `async with` block; open another"):
+                await run.__aenter__()
+        before = files()
+        with pytest.raises(livesfm.RunEndedError, match="open another"):
+            async with run:
+                pass
+        assert files() == before
+
+    asyncio.run(enter_twice())
+    assert json.loads((path / "summary.json").read_text())["frames_received"] == 1
+
+
+def test_entering_a_run_that_has_ended_changes_nothing_in_its_folder(tmp_path: Path) -> None:
+    with livesfm.open_run(tmp_path / "run", overrides=LEAN, overwrite=True) as run:
+        pass
+    before = (tmp_path / "run" / "summary.json").stat().st_mtime_ns
+    with run, pytest.raises(livesfm.RunEndedError):
+        run.add_frame(town_frames()[0][0])
+    assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == before
+
+
 def test_a_frame_whose_waiting_is_cancelled_is_not_added_and_may_be_added_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,7 +40,7 @@ _LABEL = "python"
 
 
 class RunEndedError(EngineError):
-    """A frame is handed to a run that takes no more."""
+    """A frame is handed to a run that takes no more, or a run is entered a second time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
