@@ -202,15 +202,16 @@ def test_a_run_to_which_nothing_came_has_no_map_that_is_good(tmp_path: Path) -> 
     ]
 
 
-def test_frames_that_were_dropped_are_said_at_the_end(
+def test_frames_that_were_dropped_are_said_once_at_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with livesfm.open_run(tmp_path / "run", overrides=LEAN, lossless=True) as run:
         run.add_frame(town_frames()[0][0], captured_at_s=1.0)
         run.add_frame(b"no image", captured_at_s=2.0)
         result = run.finish()
-    assert result.frames_dropped == {"unreadable": 1}
-    assert any("1 of 2 frames were dropped: unreadable 1" in one for one in caplog.messages)
+    assert run.finish().frames_dropped == result.frames_dropped == {"unreadable": 1}
+    said = [one for one in caplog.messages if "frames were dropped" in one]
+    assert said == [f"{run.path}: 1 of 2 frames were dropped: unreadable 1"]
 
 
 def test_encoded_images_are_kept_as_they_came(tmp_path: Path) -> None:

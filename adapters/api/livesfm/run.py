@@ -328,9 +328,6 @@ class Run:
         if self._outcome is None:
             raise RunEndedError("the run ended without a result")
         outcome = self._outcome
-        dropped: dict[str, int] = outcome.summary["frames_dropped"]
-        if dropped:
-            logger.warning("%s: %s", self.path, _drops_in_words(outcome.summary))
         return RunResult(
             path=outcome.path,
             verdict=outcome.verdict,
@@ -338,7 +335,7 @@ class Run:
             num_registered=outcome.num_registered,
             stopped_by=outcome.stopped_by.value,
             not_saved=outcome.not_saved,
-            frames_dropped=dropped,
+            frames_dropped=outcome.summary["frames_dropped"],
             summary=outcome.summary,
         )
 
@@ -379,6 +376,8 @@ class Run:
                     if self._outcome is None or not self._outcome.num_hangs:
                         runner.close()  # else it would wait for what hangs
                 report_at_end(self._config, self._outcome.path)
+                if self._outcome.summary["frames_dropped"]:
+                    logger.warning("%s: %s", self.path, _drops_in_words(self._outcome.summary))
         except BaseException as error:  # noqa: BLE001 - `finish` raises it
             self._error = error
         finally:
