@@ -25,7 +25,9 @@ import pytest
 from livesfm import async_run
 from livesfm.frames import HandedFrame, LiveFrames, WaitingFrames
 from livesfm.poses import CollectingView
+from typer.testing import CliRunner
 
+from adapters.cli import app
 from adapters.evaluate import score_poses
 from adapters.town.source import SyntheticTown, parse_town_spec
 from engine.config import SourcesConfig
@@ -191,6 +193,30 @@ def test_a_clock_that_is_set_back_leaves_frames_of_now_in_order() -> None:
     assert times_s[0] == 100.0
     assert 100.0 < times_s[1] < 100.001
     assert times_s[2] == 200.0
+
+
+def test_a_run_that_a_program_fed_goes_on_without_a_source_and_gets_the_depth_that_was_left_out(
+    tmp_path: Path,
+) -> None:
+    path, fix = tmp_path / "run", livesfm.GpsFix(latitude_deg=47.0, longitude_deg=8.0)
+    overrides = {**LEAN, "dense.max_cpu_share": 1e-6}
+    with livesfm.open_run(path, config="phone", overrides=overrides, lossless=True) as run:
+        for number, (rgb, _) in enumerate(town_frames()[:8]):
+            run.add_frame(rgb, captured_at_s=number / 5, gps=fix)
+        run.add_position(fix, captured_at_s=1.0)
+        before = run.finish().summary
+    num_left_out = before["dense"]["keyframes_without"]["budget"]
+    assert num_left_out >= 2
+    for _ in range(2):
+        words = ["resume", str(path), "--set", "dense.max_cpu_share=0.9", "--quiet"]
+        done = CliRunner().invoke(app, [*words, "--view", "none"])
+        assert done.exit_code in (0, 3), done.output
+        assert "secret" not in done.output
+        after = json.loads((path / "summary.json").read_text())
+        for figure in ("frames_received", "frames_dropped", "keyframes"):
+            assert after[figure] == before[figure]
+        assert after["dense"]["keyframes_without"] == {}
+        assert after["dense"]["keyframes_with_depth"] == num_left_out
 
 
 def test_a_run_to_which_nothing_came_has_no_map_that_is_good(tmp_path: Path) -> None:

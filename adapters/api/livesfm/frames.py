@@ -21,6 +21,7 @@ from engine.config import SourcesConfig
 from engine.errors import EngineError
 from engine.ports import ArrivalSink, FrameIds
 from engine.types import (
+    PROGRAM_LABEL,
     Arrival,
     BoolArray,
     DropReason,
@@ -36,7 +37,6 @@ from engine.types import (
 )
 
 _MAX_WAITING = 4  # frames of a lossless run; who adds one more waits
-_LABEL = "python"
 
 
 class RunEndedError(EngineError):
@@ -77,7 +77,7 @@ class _Frames(ABC):
         are_photos: bool = False,
     ) -> None:
         self.info = SourceInfo(
-            label=_LABEL,
+            label=PROGRAM_LABEL,
             is_live=is_live,
             is_sequence=not are_photos,
             num_frames=None,
