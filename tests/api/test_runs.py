@@ -472,7 +472,7 @@ def test_settings_of_another_type_are_named_and_numbers_of_numpy_taken(tmp_path:
         with pytest.raises(TypeError, match="^overrides: "):
             livesfm.open_run(tmp_path / "run", overrides=overrides)
     config: Any
-    for config in (5, [5]):
+    for config in (5, [5], b"phone", {"phone"}, {"sift.max_features": 3}):
         with pytest.raises(TypeError, match="^config: "):
             livesfm.open_run(tmp_path / "run", config=config)
     with pytest.raises(livesfm.ConfigError, match=r"x\.y"):

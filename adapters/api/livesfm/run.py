@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -512,6 +512,11 @@ def _overlays(config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
         TypeError: they are none.
     """
     given = [config] if isinstance(config, str | os.PathLike) else config
+    if isinstance(given, Mapping | Set):
+        raise TypeError(
+            f"config: expected a preset or a path, or several, got {type(given).__name__}; settings"
+            " by section.key are overrides="
+        )
     try:
         return [os.fsdecode(one) for one in given]
     except TypeError as error:
