@@ -222,9 +222,10 @@ class Run:
 
         Raises:
             TypeError: another argument is not of its type.
-            ValueError: the image or the mask is no such array, a number is not finite, the lens
-                has no such parameters, the camera's name is no text, or the frame is not later
-                than the camera's frame before it and they are no photos.
+            ValueError: the image or the mask is no such array, the image has no bytes, a number is
+                not finite or out of its range, the lens has no such parameters, the camera's name
+                is no text, or the frame is not later than the camera's frame before it and they
+                are no photos.
             TimeoutError: a lossless run had no room in time; the frame was not added.
             RunEndedError: the run takes no more frames.
         """
@@ -248,7 +249,8 @@ class Run:
 
         Raises:
             TypeError: an argument is not of its type.
-            ValueError: the time or the position is not finite, or the camera's name is no text.
+            ValueError: the time is not finite, the position is none on the globe, or the camera's
+                name is no text.
             RunEndedError: the run takes no more.
         """
         self._frames.add(handed_position(fix, captured_at_s=captured_at_s, camera=camera))
@@ -467,8 +469,9 @@ def handed_frame(
 
     Raises:
         TypeError: another argument is not of its type.
-        ValueError: the image or the mask is no such array, a number is not finite, the lens has no
-            such parameters, or the camera's name is no text.
+        ValueError: the image or the mask is no such array, the image has no bytes, a number is not
+            finite or out of its range, the lens has no such parameters, or the camera's name is no
+            text.
     """
     own = _encoded_or_rgb(image)
     return HandedFrame(
@@ -486,7 +489,8 @@ def handed_position(fix: GpsFix, *, captured_at_s: float, camera: str | None) ->
 
     Raises:
         TypeError: an argument is not of its type.
-        ValueError: the time or the position is not finite, or the camera's name is no text.
+        ValueError: the time is not finite, the position is none on the globe, or the camera's name
+            is no text.
     """
     return HandedPosition(
         fix=checked_fix(fix, name="fix"),
@@ -542,17 +546,22 @@ def _encoded_or_rgb(image: Uint8Array | bytes | bytearray | memoryview) -> Uint8
     """The bytes of an encoded image, or a copy of an array (H, W, 3).
 
     Raises:
-        TypeError: it is the name of a file.
-        ValueError: it is no such array.
+        TypeError: it is None or the name of a file.
+        ValueError: it is no such array, or there are no bytes.
     """
+    if image is None:
+        raise TypeError(
+            "image: expected an array or the bytes of an encoded image, got None, which OpenCV"
+            " returns where it cannot read"
+        )
     if isinstance(image, str | os.PathLike):
         raise TypeError(
             f"image: expected an array or the bytes of an encoded image, got"
             f" {type(image).__name__}: those of a file are Path(...).read_bytes()"
         )
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, bytearray) or (isinstance(image, memoryview) and image.ndim == 1):
+    if isinstance(image, bytes | bytearray) or (isinstance(image, memoryview) and image.ndim == 1):
+        if not len(image):
+            raise ValueError("image: empty, expected the bytes of an encoded image")
         return bytes(image)
     return _rgb(np.asarray(image))
 
@@ -565,7 +574,11 @@ def _rgb(image: Uint8Array) -> Uint8Array:
     """
     array = np.array(image, order="C", copy=True)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise ValueError(f"image: expected (H, W, 3) uint8, got {array.shape} {array.dtype}")
+        grey = "; of a grey image: cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)"
+        raise ValueError(
+            f"image: expected (H, W, 3) uint8, got {array.shape} {array.dtype}"
+            + (grey if array.ndim == 2 else "")
+        )
     return array
 
 
