@@ -235,6 +235,8 @@ def test_frames_that_were_dropped_are_said_once_at_the_end(
         run.add_frame(town_frames()[0][0], captured_at_s=1.0)
         run.add_frame(b"no image", captured_at_s=2.0)
         result = run.finish()
+    assert "unreadable" in repr(result)
+    assert "summary" not in repr(result)
     assert run.finish().frames_dropped == result.frames_dropped == {"unreadable": 1}
     said = [one for one in caplog.messages if "frames were dropped" in one]
     assert said == [f"{run.path}: 1 of 2 frames were dropped: unreadable 1"]

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -72,7 +72,7 @@ class RunResult:
     stopped_by: str
     not_saved: tuple[str, ...]  # what the disk does not have, in words
     frames_dropped: Mapping[str, int]  # by reason
-    summary: Mapping[str, Any]  # as in summary.json
+    summary: Mapping[str, Any] = field(repr=False)  # as in summary.json
 
 
 def open_run(
