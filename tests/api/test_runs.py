@@ -468,6 +468,13 @@ def test_wrong_settings_are_named_before_anything_is_made(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_is_taken_is_refused_in_words_of_python(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    with pytest.raises(livesfm.ConfigError, match="another folder, or overwrite=True$"):
+        livesfm.open_run(tmp_path / "run")
+
+
 def test_settings_of_another_type_are_named_and_numbers_of_numpy_taken(tmp_path: Path) -> None:
     for wrong in ({"x.y": object()}, {"x.y": np.ones(2)}, {5: 1}, ["x.y=3"]):
         overrides: Any = wrong

@@ -28,6 +28,7 @@ from adapters.launch import (
 from adapters.native_log import descriptor_captured
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, load_config
+from engine.errors import ConfigError, FolderTakenError
 from engine.events import Event
 from engine.types import (
     BoolArray,
@@ -171,14 +172,17 @@ class Run:
             view_mode=ViewMode.RECORD if is_recorded else ViewMode.NONE,
             show_progress=False,
         )
-        engine = open_engine(
-            config,
-            options,
-            [self._frames],
-            calibrations=CalibrationsByCamera.read(given) if given else None,
-            views=[self._view],
-            requests=self._requests,
-        )
+        try:
+            engine = open_engine(
+                config,
+                options,
+                [self._frames],
+                calibrations=CalibrationsByCamera.read(given) if given else None,
+                views=[self._view],
+                requests=self._requests,
+            )
+        except FolderTakenError as error:
+            raise ConfigError(f"{error.reason}, or overwrite=True") from error
         self._config = config
         self._path = path
         self._outcome: RunOutcome | None = None
