@@ -476,16 +476,14 @@ def _errors_of(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (*_reader_errors(), OSError, *_BROKEN) as error:
-        raise SourceError(_cut_off(path) or _in_words(path, error)) from error
-
-
-def _in_words(path: Path, error: BaseException) -> str:
-    if isinstance(error, OSError):
-        return f"{path}: cannot be read: {error.strerror or error}"
-    if isinstance(error, _BROKEN) and not isinstance(error, _reader_errors()):
-        return f"{path}: is broken: {type(error).__name__}: {error}"
-    return f"{path}: cannot be read: {error}"
+    except _reader_errors() as error:
+        raise SourceError(_cut_off(path) or f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        words = f"{path}: cannot be read: {error.strerror or error}"
+        raise SourceError(_cut_off(path) or words) from error
+    except _BROKEN as error:
+        words = f"{path}: is broken: {type(error).__name__}: {error}"
+        raise SourceError(_cut_off(path) or words) from error
 
 
 def _cut_off(path: Path) -> str:
