@@ -164,8 +164,11 @@ def _launch(config: Config, options: LaunchOptions, signals: StartSignals) -> Ru
     _load_ahead()  # after the sources, because drones wait for those that listen
     if len(specs) == 1:  # a replay has all sources of its run
         specs = specs * len(sources)
-    from adapters.resume import roles_of
+    from adapters.resume import ended_programs, roles_of
 
+    if former is not None and not options.sources:
+        ended = ended_programs(former)
+        specs, sources = (*specs, *("" for _ in ended)), [*sources, *ended]
     roles = roles_of(specs, sources, former)
     if options.record_input is not None:
         roles = [role.with_recording(os.path.realpath(options.record_input)) for role in roles]

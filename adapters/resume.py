@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from adapters.sources.files.photo_list import photo_list_of
 from engine.config import Config, load_config
 from engine.errors import ConfigError, JournalError
 from engine.ports import ResumableSource, Source
+from engine.types import Received, SourceInfo
 
 if TYPE_CHECKING:
     from engine.output.recovery import FormerRun, FormerSource
@@ -126,15 +127,51 @@ def refuse_replays(specs: Sequence[str]) -> None:
             raise ConfigError(f"{spec}: repeats a whole run, so it cannot be added to another one")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedProgram:
+    """The source of a program that added frames to a former part of a run: it gives no more."""
+
+    info: SourceInfo
+
+    async def frames(self) -> AsyncGenerator[Received, None]:
+        """Yields nothing."""
+        return
+        yield  # makes it a generator
+
+
+def ended_programs(former: FormerRun) -> list[EndedProgram]:
+    """The sources of a run by which programs added frames."""
+    return [
+        EndedProgram(
+            info=SourceInfo(
+                label=source.label,
+                is_live=source.is_live,
+                is_sequence=True,
+                num_frames=0,
+                has_many_cameras=True,
+            )
+        )
+        for source in former.sources
+        if source.is_of_program
+    ]
+
+
 def addresses_of(former: FormerRun) -> list[str]:
-    """What opens the sources of a run again.
+    """What opens the sources of a run again; those of programs are not among them.
 
     Raises:
-        ConfigError: none of them can be opened by what is kept: it held a secret, or was a replay.
+        ConfigError: none of them can be opened by what is kept: it held a secret, or was a replay;
+            and no program added frames.
     """
     addresses = []
     for source in former.sources:
-        if source.address.startswith(_REPLAY):
+        if source.is_of_program:
+            logger.info(
+                "%s: a program added its frames, and they do not come again; the run finishes what"
+                " it has of them",
+                source.label,
+            )
+        elif source.address.startswith(_REPLAY):
             logger.warning(
                 "%s: came from a recording, %s, which repeats a whole run and cannot go on",
                 source.label,
@@ -149,7 +186,7 @@ def addresses_of(former: FormerRun) -> list[str]:
                 source.label,
                 former.stored.path,
             )
-    if not addresses:
+    if not addresses and not any(source.is_of_program for source in former.sources):
         raise ConfigError(
             f"{former.stored.path}: none of its sources can be opened by what the run keeps of"
             f" them; name one: livesfm resume {former.stored.path} SOURCE"
@@ -163,7 +200,7 @@ def roles_of(
     """What each source is called in the run; those that the run had before go on as they were.
 
     Args:
-        specs: as the user named the sources.
+        specs: as the user named the sources; "" where nothing opens one.
         sources: opened; what was taken of them before is left out from here on.
         former: the run that goes on; None: a new one begins.
     """

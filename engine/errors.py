@@ -2,6 +2,7 @@
 
 EngineError
 ├── ConfigError               a configuration file or --set value is refused
+│   └── FolderTakenError      a run folder holds something and is not to be replaced
 ├── SourceError               a source cannot be opened or read at all
 ├── AdapterUnavailableError   an optional package is missing; names the command that installs it
 ├── InferenceError            one description, pair or window failed; the run goes on
@@ -21,6 +22,18 @@ class EngineError(Exception):
 
 class ConfigError(EngineError):
     """A configuration value, key or file is refused."""
+
+
+class FolderTakenError(ConfigError):
+    """A run folder holds something and is not to be replaced.
+
+    Args:
+        reason: what it holds, and what to do but replacing it; the command line's option follows.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}, or --overwrite")
+        self.reason = reason
 
 
 class SourceError(EngineError):

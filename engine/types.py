@@ -167,6 +167,9 @@ class SourceNotice:
     left_out: tuple[LeftOut, ...] = ()
 
 
+PROGRAM_LABEL = "python"  # of the source by which a program adds frames
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceInfo:
     """What a source is, known before its first frame."""

@@ -23,7 +23,7 @@ from engine.output.laid_onto import command_to_lay_again
 from engine.output.run_folder import KEYFRAME_STATUS, TRACKED_STATUS, dropped_status
 from engine.output.statistics import RunStatistics
 from engine.regular_files import read_regular_file
-from engine.types import DropReason, FrameId, TakenFrames
+from engine.types import PROGRAM_LABEL, DropReason, FrameId, TakenFrames
 
 _MAX_EVENTS_BYTES = 2**32  # some 200 an event
 _STOPPED = dropped_status(DropReason.STOPPED)
@@ -39,6 +39,11 @@ class FormerSource:
     is_live: bool
     taken: TakenFrames  # by the names that the source gives
 
+    @property
+    def is_of_program(self) -> bool:
+        """Whether a program added the frames; nothing opens such a source again."""
+        return _is_of_program(self.label, self.address)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FormerRun:
@@ -47,7 +52,7 @@ class FormerRun:
     stored: StoredRun  # without poses of frames that are read again
     sources: tuple[FormerSource, ...]  # in the order in which they first took part
     frames: tuple[StoredFrame, ...]  # that are finished, in order of arrival
-    lost: tuple[StoredFrame, ...]  # of live sources, on their way when the run was cut off
+    lost: tuple[StoredFrame, ...]  # on their way when the run was cut off; not read again
     num_again: int  # frames of files that arrived and are read again
     without_image: tuple[str, ...]  # names of keyframes whose images are not there, or are empty
     lay_again: str  # the command for positions that came after the end; "": none did
@@ -68,17 +73,17 @@ def recover_run(stored: StoredRun) -> FormerRun:
     Finished are keyframes in the journal, and frames that were tracked or dropped. A frame of a
     file is read again when the run stopped before its turn, or when it was tracked and its pose is
     lost with the process: it waited for one, or no keyframe came after it. A frame of a live source
-    that was on its way is dropped.
+    or a program that was on its way is dropped.
     """
     events = list(_read_events(stored.path / "events.jsonl"))
     opened = _sources(stored, events)
-    live = {one.source for one in opened if one.is_live}
+    once = {one.source for one in opened if _gives_once(one)}
     has_ended = bool(events) and isinstance(events[-1], RunFinished)
-    finished = tuple(_finished_frames(stored, live=live, has_ended=has_ended))
+    finished = tuple(_finished_frames(stored, once=once, has_ended=has_ended))
     stopped_ids = {one.frame_id for one in finished if one.status == _STOPPED} - {None}
     reported = {one.frame_id for one in events if isinstance(one, FrameDropped)}
     statistics = RunStatistics()
-    for event in _finished_events(events, finished, live=live):
+    for event in _finished_events(events, finished, once=once):
         statistics(event)
     statistics.add_without_events(
         num_received=sum(one.frame_id is not None for one in finished),
@@ -93,7 +98,7 @@ def recover_run(stored: StoredRun) -> FormerRun:
         lost=tuple(
             one
             for one in finished
-            if one.source in live and one.frame_id in stopped_ids and one.frame_id not in reported
+            if one.source in once and one.frame_id in stopped_ids and one.frame_id not in reported
         ),
         num_again=len(_places(stored.frames) - _places(finished)),
         without_image=tuple(o.keyframe.name for o in stored.keyframes if not o.has_image),
@@ -134,7 +139,7 @@ def _sources(stored: StoredRun, events: Sequence[Event]) -> list[SourceOpened]:
     return [
         SourceOpened(
             source=label,
-            address=label,
+            address="" if label == PROGRAM_LABEL else label,
             prefix=f"source{number}" if len(labels) > 1 else "",
             is_live="://" in label or label.startswith("camera:"),
             fingerprint="",
@@ -143,27 +148,42 @@ def _sources(stored: StoredRun, events: Sequence[Event]) -> list[SourceOpened]:
     ]
 
 
+def _is_of_program(label: str, address: str) -> bool:
+    return label == PROGRAM_LABEL and not address  # a file of that name has one
+
+
+def _gives_once(opened: SourceOpened) -> bool:
+    """Whether frames of the source do not come again."""
+    return opened.is_live or _is_of_program(opened.source, opened.address)
+
+
 def _finished_frames(
-    stored: StoredRun, *, live: Iterable[str], has_ended: bool
+    stored: StoredRun, *, once: Iterable[str], has_ended: bool
 ) -> Iterator[StoredFrame]:
-    """Frames of which nothing is to be done any more, in order of arrival."""
+    """Frames of which nothing is to be done any more, in order of arrival.
+
+    Args:
+        stored: the run.
+        once: sources that give each frame once.
+        has_ended: the run was not cut off.
+    """
     keyframe_ids = {one.keyframe.frame_id for one in stored.keyframes}
     is_posed: dict[FrameId | None, bool] = {
         one.frame_id: one.cam_from_keyframe is not None for one in stored.relative_poses
     }
     last_keyframes = {one.source: one.keyframe.frame_id for one in stored.keyframes}
     for frame in stored.frames:
-        is_live = frame.source in live
+        comes_once = frame.source in once
         is_lost = frame.status is None or (
             frame.status == KEYFRAME_STATUS and frame.frame_id not in keyframe_ids
         )
         if is_lost:
-            is_finished = is_live
+            is_finished = comes_once
         elif frame.status == TRACKED_STATUS:
             is_last = (frame.frame_id or 0) > last_keyframes.get(frame.source, 0)
-            is_finished = is_live or has_ended or is_posed.get(frame.frame_id, not is_last)
+            is_finished = comes_once or has_ended or is_posed.get(frame.frame_id, not is_last)
         else:
-            is_finished = is_live or frame.status != _STOPPED
+            is_finished = comes_once or frame.status != _STOPPED
         if is_finished:
             yield replace(frame, status=_STOPPED) if is_lost else frame
 
@@ -174,7 +194,7 @@ def _places(frames: Iterable[StoredFrame]) -> set[tuple[str, str]]:
 
 
 def _finished_events(
-    events: Iterable[Event], finished: Iterable[StoredFrame], *, live: Iterable[str]
+    events: Iterable[Event], finished: Iterable[StoredFrame], *, once: Iterable[str]
 ) -> Iterator[Event]:
     """The events but for those of frames that are read again."""
     status_of = {one.frame_id: one.status for one in finished if one.frame_id is not None}
@@ -185,7 +205,7 @@ def _finished_events(
                 continue
             case KeyframeAdded() if status_of.get(event.frame_id) != KEYFRAME_STATUS:
                 continue
-            case FrameDropped() if event.source not in live:
+            case FrameDropped() if event.source not in once:
                 name = (event.source, event.name)
                 if event.frame_id in status_of or name in rejected:
                     rejected.discard(name)
@@ -199,12 +219,12 @@ def _former_source(
 ) -> FormerSource:
     """A source and what is not to be taken from it again.
 
-    Of a live source that is all that arrived: its frames do not come again.
+    Of a live source or a program that is all that arrived: the frames do not come again.
     """
     start = f"{opened.prefix}/" if opened.prefix else ""
     own = [
         frame
-        for frame in (arrived if opened.is_live else finished)
+        for frame in (arrived if _gives_once(opened) else finished)
         if frame.source == opened.source and frame.name.startswith(start)
     ]
     return FormerSource(

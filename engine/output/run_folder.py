@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.errors import ConfigError, JournalError
+from engine.errors import ConfigError, FolderTakenError, JournalError
 from engine.events import Event
 from engine.geometry import invert_pose, quat_xyzw_from_rotation
 from engine.mapping.stored_state import StoredFrame
@@ -582,11 +582,11 @@ def _refuse_unusable(path: Path, *, overwrite: bool) -> None:
     if not overwrite:
         interrupted = run_state(path)[0] is RunState.INTERRUPTED
         if interrupted:
-            raise ConfigError(
+            raise FolderTakenError(
                 f"{path}: holds a run that was interrupted; go on with it: livesfm resume {path};"
-                " or choose another folder, or --overwrite"
+                " or choose another folder"
             )
-        raise ConfigError(f"{path}: exists and is not empty; choose another folder, or --overwrite")
+        raise FolderTakenError(f"{path}: exists and is not empty; choose another folder")
     if not is_run(path):
         raise ConfigError(f"{path}: is not the folder of a run, so it is not overwritten")
 

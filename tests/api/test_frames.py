@@ -153,6 +153,24 @@ def test_the_name_of_a_file_is_no_image(image: Any) -> None:
         added(image=image)
 
 
+def test_none_which_opencv_returns_for_what_it_cannot_read_is_no_image() -> None:
+    with pytest.raises(TypeError, match="^image: .* got None"):
+        added(image=None)
+
+
+def test_a_grey_image_is_refused_with_what_makes_it_rgb() -> None:
+    with pytest.raises(ValueError, match=r"got \(240, 320\) uint8; .*cv2\.COLOR_GRAY2RGB"):
+        added(image=RGB[:, :, 0])
+    with pytest.raises(ValueError, match=r"got \(240, 320, 1\) uint8$"):
+        added(image=RGB[:, :, :1])
+
+
+@pytest.mark.parametrize("image", [b"", bytearray(), memoryview(b"")])
+def test_no_bytes_are_no_image(image: Any) -> None:
+    with pytest.raises(ValueError, match="^image: empty"):
+        added(image=image)
+
+
 def test_positions_that_are_not_finite_are_refused() -> None:
     for name in ("latitude_deg", "longitude_deg", "altitude_m", "accuracy_m"):
         bad: dict[str, Any] = {name: math.nan}
@@ -160,6 +178,22 @@ def test_positions_that_are_not_finite_are_refused() -> None:
             handed_position(replace(FIX, **bad), captured_at_s=0.0, camera=None)
         with pytest.raises(ValueError, match=f"gps.{name}"):
             added(gps=replace(FIX, **bad))
+
+
+def test_positions_beyond_the_globe_are_refused() -> None:
+    for name, number in (("latitude_deg", 120.0), ("longitude_deg", -180.5)):
+        bad: dict[str, Any] = {name: number}
+        with pytest.raises(ValueError, match=f"fix.{name}: {number} is not between"):
+            handed_position(replace(FIX, **bad), captured_at_s=0.0, camera=None)
+        with pytest.raises(ValueError, match=f"gps.{name}: {number} is not between"):
+            added(gps=replace(FIX, **bad))
+    unsure = replace(FIX, latitude_deg=120.0, is_order_unsure=True)
+    assert added(gps=unsure).gps == unsure
+
+
+def test_a_focal_length_may_be_unknown_beside_the_kind_of_lens() -> None:
+    prior = IntrinsicsPrior(focal_px=0.0, camera_model="OPENCV_FISHEYE")
+    assert added(intrinsics=prior).intrinsics == prior
 
 
 @pytest.mark.parametrize(
@@ -192,6 +226,8 @@ def test_positions_of_another_type_are_named_at_the_call() -> None:
     ("name", "prior"),
     [
         ("focal_px", IntrinsicsPrior(focal_px=math.nan)),
+        ("focal_px", IntrinsicsPrior(focal_px=-3.0)),
+        ("focal_sigma_ratio", IntrinsicsPrior(focal_px=300.0, focal_sigma_ratio=0.0)),
         ("camera_model", IntrinsicsPrior(focal_px=1.0, camera_model="HOLE")),
         ("params", IntrinsicsPrior(focal_px=1.0, params=(300.0, 160.0, 120.0))),
         ("params", IntrinsicsPrior(focal_px=1.0, camera_model="PINHOLE", params=(300.0,))),

@@ -25,7 +25,9 @@ import pytest
 from livesfm import async_run
 from livesfm.frames import HandedFrame, LiveFrames, WaitingFrames
 from livesfm.poses import CollectingView
+from typer.testing import CliRunner
 
+from adapters.cli import app
 from adapters.evaluate import score_poses
 from adapters.town.source import SyntheticTown, parse_town_spec
 from engine.config import SourcesConfig
@@ -193,6 +195,30 @@ def test_a_clock_that_is_set_back_leaves_frames_of_now_in_order() -> None:
     assert times_s[2] == 200.0
 
 
+def test_a_run_that_a_program_fed_goes_on_without_a_source_and_gets_the_depth_that_was_left_out(
+    tmp_path: Path,
+) -> None:
+    path, fix = tmp_path / "run", livesfm.GpsFix(latitude_deg=47.0, longitude_deg=8.0)
+    overrides = {**LEAN, "dense.max_cpu_share": 1e-6}
+    with livesfm.open_run(path, config="phone", overrides=overrides, lossless=True) as run:
+        for number, (rgb, _) in enumerate(town_frames()[:8]):
+            run.add_frame(rgb, captured_at_s=number / 5, gps=fix)
+        run.add_position(fix, captured_at_s=1.0)
+        before = run.finish().summary
+    num_left_out = before["dense"]["keyframes_without"]["budget"]
+    assert num_left_out >= 2
+    for _ in range(2):
+        words = ["resume", str(path), "--set", "dense.max_cpu_share=0.9", "--quiet"]
+        done = CliRunner().invoke(app, [*words, "--view", "none"])
+        assert done.exit_code in (0, 3), done.output
+        assert "secret" not in done.output
+        after = json.loads((path / "summary.json").read_text())
+        for figure in ("frames_received", "frames_dropped", "keyframes"):
+            assert after[figure] == before[figure]
+        assert after["dense"]["keyframes_without"] == {}
+        assert after["dense"]["keyframes_with_depth"] == num_left_out
+
+
 def test_a_run_to_which_nothing_came_has_no_map_that_is_good(tmp_path: Path) -> None:
     with livesfm.open_run(tmp_path / "run", overrides=LEAN) as run:
         verdict = run.finish().verdict
@@ -202,15 +228,18 @@ def test_a_run_to_which_nothing_came_has_no_map_that_is_good(tmp_path: Path) -> 
     ]
 
 
-def test_frames_that_were_dropped_are_said_at_the_end(
+def test_frames_that_were_dropped_are_said_once_at_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with livesfm.open_run(tmp_path / "run", overrides=LEAN, lossless=True) as run:
         run.add_frame(town_frames()[0][0], captured_at_s=1.0)
         run.add_frame(b"no image", captured_at_s=2.0)
         result = run.finish()
-    assert result.frames_dropped == {"unreadable": 1}
-    assert any("1 of 2 frames were dropped: unreadable 1" in one for one in caplog.messages)
+    assert "unreadable" in repr(result)
+    assert "summary" not in repr(result)
+    assert run.finish().frames_dropped == result.frames_dropped == {"unreadable": 1}
+    said = [one for one in caplog.messages if "frames were dropped" in one]
+    assert said == [f"{run.path}: 1 of 2 frames were dropped: unreadable 1"]
 
 
 def test_encoded_images_are_kept_as_they_came(tmp_path: Path) -> None:
@@ -439,13 +468,20 @@ def test_wrong_settings_are_named_before_anything_is_made(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_is_taken_is_refused_in_words_of_python(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    with pytest.raises(livesfm.ConfigError, match="another folder, or overwrite=True$"):
+        livesfm.open_run(tmp_path / "run")
+
+
 def test_settings_of_another_type_are_named_and_numbers_of_numpy_taken(tmp_path: Path) -> None:
     for wrong in ({"x.y": object()}, {"x.y": np.ones(2)}, {5: 1}, ["x.y=3"]):
         overrides: Any = wrong
         with pytest.raises(TypeError, match="^overrides: "):
             livesfm.open_run(tmp_path / "run", overrides=overrides)
     config: Any
-    for config in (5, [5]):
+    for config in (5, [5], b"phone", {"phone"}, {"sift.max_features": 3}):
         with pytest.raises(TypeError, match="^config: "):
             livesfm.open_run(tmp_path / "run", config=config)
     with pytest.raises(livesfm.ConfigError, match=r"x\.y"):
@@ -503,6 +539,39 @@ def test_an_event_loop_feeds_a_run_and_gets_its_events(tmp_path: Path) -> None:
     assert num_received == 6
     assert isinstance(events[0], livesfm.events.RunStarted)
     assert any(isinstance(event, livesfm.events.RunFinished) for event in events)
+
+
+def test_a_run_is_for_one_block_and_entering_it_again_leaves_its_folder_as_it_is(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run"
+
+    def files() -> dict[Path, int]:
+        return {one: one.stat().st_mtime_ns for one in path.rglob("*") if one.is_file()}
+
+    async def enter_twice() -> None:
+        run = livesfm.AsyncRun(path, overrides=LEAN, lossless=True, overwrite=True)
+        async with run:
+            await run.add_frame(town_frames()[0][0])
+            with pytest.raises(livesfm.RunEndedError, match="one `async with` block; open another"):
+                await run.__aenter__()
+        before = files()
+        with pytest.raises(livesfm.RunEndedError, match="open another"):
+            async with run:
+                pass
+        assert files() == before
+
+    asyncio.run(enter_twice())
+    assert json.loads((path / "summary.json").read_text())["frames_received"] == 1
+
+
+def test_entering_a_run_that_has_ended_changes_nothing_in_its_folder(tmp_path: Path) -> None:
+    with livesfm.open_run(tmp_path / "run", overrides=LEAN, overwrite=True) as run:
+        pass
+    before = (tmp_path / "run" / "summary.json").stat().st_mtime_ns
+    with run, pytest.raises(livesfm.RunEndedError):
+        run.add_frame(town_frames()[0][0])
+    assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == before
 
 
 def test_a_frame_whose_waiting_is_cancelled_is_not_added_and_may_be_added_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from adapters.cli import REFUSED, app
 from adapters.open_source import open_source, photos_together
-from adapters.resume import _config_of, addresses_of, begin_from, go_on, roles_of
+from adapters.resume import _config_of, addresses_of, begin_from, ended_programs, go_on, roles_of
 from engine.config import Config, dump_config, load_config
 from engine.errors import ConfigError, JournalError
 from engine.output.recovery import FormerRun, FormerSource
@@ -23,7 +24,7 @@ from engine.output.run_lock import LOCK_NAME, RunState, run_state
 from engine.output.statistics import RunStatistics
 from engine.ports import Source
 from engine.run.ingestion import SourceRole
-from engine.types import FrameId, TakenFrames
+from engine.types import PROGRAM_LABEL, FrameId, Received, TakenFrames
 from tests.output.test_recovery import frame, stored
 from tests.support.fake_runs import FakeLiveSource, FakeSource
 
@@ -183,6 +184,25 @@ def test_addresses_with_secrets_are_asked_for(
     assert "rtsp://c/s: its address held a secret" in caplog.text
     with pytest.raises(ConfigError, match="name one: livesfm resume"):
         addresses_of(former_run(tmp_path, [hidden]))
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_the_source_of_a_program_goes_on_as_one_that_has_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_live: bool
+) -> None:
+    program = former_source(PROGRAM_LABEL, live=is_live)
+    former = former_run(tmp_path, [former_source("a", address="/a"), program])
+    assert addresses_of(former) == ["/a"]
+    assert addresses_of(former_run(tmp_path, [program])) == []
+    assert "secret" not in caplog.text
+    (ended,) = ended_programs(former)
+    (role,) = roles_of([""], [ended], former)
+    assert (role.label, role.address, role.taken.next_index) == (PROGRAM_LABEL, "", 5)
+
+    async def given() -> list[Received]:
+        return [one async for one in ended.frames()]
+
+    assert asyncio.run(given()) == []
 
 
 def test_roles_may_get_an_address() -> None:

@@ -23,7 +23,7 @@ from engine.events import (
 )
 from engine.mapping.stored_state import StoredFrame, StoredKeyframe, StoredRelativePose, StoredRun
 from engine.output.recovery import FormerRun, recover_run
-from engine.types import DropReason, FrameId
+from engine.types import PROGRAM_LABEL, DropReason, FrameId
 from tests.support.fake_runs import world_of
 
 WORLD = world_of(12)
@@ -203,6 +203,32 @@ def test_frames_of_a_live_source_do_not_come_again(tmp_path: Path) -> None:
     assert (camera.prefix, camera.taken.next_index) == ("source2", 4)
     assert camera.taken.names[0] == "000000.jpg"
     assert former.next_source_number == 3
+
+
+def test_frames_that_a_program_added_do_not_come_again_whether_it_waited_or_not(
+    tmp_path: Path,
+) -> None:
+    frames = [
+        frame(1, "keyframe", source=PROGRAM_LABEL),
+        frame(2, "tracked", source=PROGRAM_LABEL),
+        frame(3, None, source=PROGRAM_LABEL),
+    ]
+    program = replace(VIDEO, source=PROGRAM_LABEL, address="")
+    for opened in ([program], []):
+        write_events(tmp_path, opened)
+        former = recover_run(stored(tmp_path, frames, keyframes=(1,)))
+        assert [one.is_of_program for one in former.sources] == [True]
+        assert [one.status for one in former.frames] == ["keyframe", "tracked", "dropped:stopped"]
+        assert ([one.frame_id for one in former.lost], former.num_again) == ([3], 0)
+
+
+def test_a_file_with_the_name_of_what_programs_add_is_read_again(tmp_path: Path) -> None:
+    file = replace(VIDEO, source=PROGRAM_LABEL)
+    write_events(tmp_path, [file])
+    frames = [frame(1, "keyframe", source=PROGRAM_LABEL), frame(2, None, source=PROGRAM_LABEL)]
+    former = recover_run(stored(tmp_path, frames, keyframes=(1,)))
+    assert [one.is_of_program for one in former.sources] == [False]
+    assert former.num_again == 1
 
 
 def test_a_keyframe_of_a_live_source_that_the_journal_lost_is_dropped(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def checked_fix(value: object, *, name: str) -> GpsFix:
 
     Raises:
         TypeError: it is no `GpsFix`, or has something else for a number.
-        ValueError: a number is not finite.
+        ValueError: a number is not finite, or the position is none on the globe.
     """
     if not isinstance(value, GpsFix):
         raise TypeError(f"{name}: expected a GpsFix, got {type(value).__name__}")
@@ -85,6 +85,12 @@ def checked_fix(value: object, *, name: str) -> GpsFix:
     floats: dict[str, Any] = {
         one: finite_number(number, name=f"{name}.{one}") for one, number in given.items()
     }
+    limits_deg = {"latitude_deg": 180.0 if value.is_order_unsure else 90.0, "longitude_deg": 180.0}
+    for one, limit_deg in limits_deg.items():
+        if abs(floats[one]) > limit_deg:
+            raise ValueError(
+                f"{name}.{one}: {floats[one]} is not between {-limit_deg:g} and {limit_deg:g}"
+            )
     return replace(value, **floats)
 
 
@@ -93,8 +99,8 @@ def checked_prior(value: object) -> IntrinsicsPrior:
 
     Raises:
         TypeError: it is no `IntrinsicsPrior`, or has something else for a number.
-        ValueError: a number is not finite, the model is not one of COLMAP's, or its parameters are
-            not those of the model.
+        ValueError: a number is not finite, the focal length is below 0 or its deviation not above
+            it, the model is not one of COLMAP's, or its parameters are not those of the model.
     """
     if not isinstance(value, IntrinsicsPrior):
         raise TypeError(f"intrinsics: expected an IntrinsicsPrior, got {type(value).__name__}")
@@ -104,10 +110,15 @@ def checked_prior(value: object) -> IntrinsicsPrior:
     model = value.camera_model
     if model is not None and (not isinstance(model, str) or model not in CAMERA_MODELS):
         raise ValueError(f"intrinsics.camera_model: {model!r} is none of COLMAP's models")
+    focal_px = finite_number(value.focal_px, name="intrinsics.focal_px")
+    if focal_px < 0.0:
+        raise ValueError(f"intrinsics.focal_px: {focal_px} is below 0; 0: unknown")
     sigma_ratio = finite_number(value.focal_sigma_ratio, name="intrinsics.focal_sigma_ratio")
+    if sigma_ratio <= 0.0:
+        raise ValueError(f"intrinsics.focal_sigma_ratio: {sigma_ratio} is not above 0")
     return replace(
         value,
-        focal_px=finite_number(value.focal_px, name="intrinsics.focal_px"),
+        focal_px=focal_px,
         focal_sigma_ratio=sigma_ratio,
         params=None if value.params is None else _checked_params(value.params, model),
     )

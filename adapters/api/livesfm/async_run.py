@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ParamSpec, Self
 
 from engine.events import Event
 from engine.types import BoolArray, GpsFix, IntrinsicsPrior, MapCounts, MapView, Uint8Array
-from livesfm.frames import HandedFrame, HandedPosition
+from livesfm.frames import HandedFrame, HandedPosition, RunEndedError
 from livesfm.poses import Pose
 from livesfm.run import DEFAULT_CAMERA, Run, RunResult, handed_frame, handed_position, open_run
 
@@ -33,6 +33,7 @@ class AsyncRun:
 
     The run has an event loop and threads of its own; what would block here is awaited on a thread.
     Cancelling a call is safe: a frame is either added and its index returned, or not added.
+    An object is for one block; entering it again raises `RunEndedError`.
 
     Args:
         path: of the run folder.
@@ -72,6 +73,7 @@ class AsyncRun:
             )
 
         self._open = open_it
+        self._is_entered = False
         self._run: Run | None = None
         self._events: deque[Event] = deque(maxlen=_MAX_WAITING)
         self._something = asyncio.Event()
@@ -181,6 +183,9 @@ class AsyncRun:
         await asyncio.to_thread(self.run.stop)
 
     async def __aenter__(self) -> Self:
+        if self._is_entered:  # opening the folder again would replace the run that is in it
+            raise RunEndedError("an AsyncRun is for one `async with` block; open another")
+        self._is_entered = True
         loop = asyncio.get_running_loop()
         given_up = threading.Event()
 

@@ -21,6 +21,7 @@ from engine.config import SourcesConfig
 from engine.errors import EngineError
 from engine.ports import ArrivalSink, FrameIds
 from engine.types import (
+    PROGRAM_LABEL,
     Arrival,
     BoolArray,
     DropReason,
@@ -36,11 +37,10 @@ from engine.types import (
 )
 
 _MAX_WAITING = 4  # frames of a lossless run; who adds one more waits
-_LABEL = "python"
 
 
 class RunEndedError(EngineError):
-    """A frame is handed to a run that takes no more."""
+    """A frame is handed to a run that takes no more, or a run is entered a second time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,7 +77,7 @@ class _Frames(ABC):
         are_photos: bool = False,
     ) -> None:
         self.info = SourceInfo(
-            label=_LABEL,
+            label=PROGRAM_LABEL,
             is_live=is_live,
             is_sequence=not are_photos,
             num_frames=None,

@@ -8,9 +8,9 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -28,6 +28,7 @@ from adapters.launch import (
 from adapters.native_log import descriptor_captured
 from adapters.views.view_mode import ViewMode
 from engine.config import Config, load_config
+from engine.errors import ConfigError, FolderTakenError
 from engine.events import Event
 from engine.types import (
     BoolArray,
@@ -72,7 +73,7 @@ class RunResult:
     stopped_by: str
     not_saved: tuple[str, ...]  # what the disk does not have, in words
     frames_dropped: Mapping[str, int]  # by reason
-    summary: Mapping[str, Any]  # as in summary.json
+    summary: Mapping[str, Any] = field(repr=False)  # as in summary.json
 
 
 def open_run(
@@ -171,14 +172,17 @@ class Run:
             view_mode=ViewMode.RECORD if is_recorded else ViewMode.NONE,
             show_progress=False,
         )
-        engine = open_engine(
-            config,
-            options,
-            [self._frames],
-            calibrations=CalibrationsByCamera.read(given) if given else None,
-            views=[self._view],
-            requests=self._requests,
-        )
+        try:
+            engine = open_engine(
+                config,
+                options,
+                [self._frames],
+                calibrations=CalibrationsByCamera.read(given) if given else None,
+                views=[self._view],
+                requests=self._requests,
+            )
+        except FolderTakenError as error:
+            raise ConfigError(f"{error.reason}, or overwrite=True") from error
         self._config = config
         self._path = path
         self._outcome: RunOutcome | None = None
@@ -222,9 +226,10 @@ class Run:
 
         Raises:
             TypeError: another argument is not of its type.
-            ValueError: the image or the mask is no such array, a number is not finite, the lens
-                has no such parameters, the camera's name is no text, or the frame is not later
-                than the camera's frame before it and they are no photos.
+            ValueError: the image or the mask is no such array, the image has no bytes, a number is
+                not finite or out of its range, the lens has no such parameters, the camera's name
+                is no text, or the frame is not later than the camera's frame before it and they
+                are no photos.
             TimeoutError: a lossless run had no room in time; the frame was not added.
             RunEndedError: the run takes no more frames.
         """
@@ -248,7 +253,8 @@ class Run:
 
         Raises:
             TypeError: an argument is not of its type.
-            ValueError: the time or the position is not finite, or the camera's name is no text.
+            ValueError: the time is not finite, the position is none on the globe, or the camera's
+                name is no text.
             RunEndedError: the run takes no more.
         """
         self._frames.add(handed_position(fix, captured_at_s=captured_at_s, camera=camera))
@@ -328,9 +334,6 @@ class Run:
         if self._outcome is None:
             raise RunEndedError("the run ended without a result")
         outcome = self._outcome
-        dropped: dict[str, int] = outcome.summary["frames_dropped"]
-        if dropped:
-            logger.warning("%s: %s", self.path, _drops_in_words(outcome.summary))
         return RunResult(
             path=outcome.path,
             verdict=outcome.verdict,
@@ -338,7 +341,7 @@ class Run:
             num_registered=outcome.num_registered,
             stopped_by=outcome.stopped_by.value,
             not_saved=outcome.not_saved,
-            frames_dropped=dropped,
+            frames_dropped=outcome.summary["frames_dropped"],
             summary=outcome.summary,
         )
 
@@ -379,6 +382,8 @@ class Run:
                     if self._outcome is None or not self._outcome.num_hangs:
                         runner.close()  # else it would wait for what hangs
                 report_at_end(self._config, self._outcome.path)
+                if self._outcome.summary["frames_dropped"]:
+                    logger.warning("%s: %s", self.path, _drops_in_words(self._outcome.summary))
         except BaseException as error:  # noqa: BLE001 - `finish` raises it
             self._error = error
         finally:
@@ -468,8 +473,9 @@ def handed_frame(
 
     Raises:
         TypeError: another argument is not of its type.
-        ValueError: the image or the mask is no such array, a number is not finite, the lens has no
-            such parameters, or the camera's name is no text.
+        ValueError: the image or the mask is no such array, the image has no bytes, a number is not
+            finite or out of its range, the lens has no such parameters, or the camera's name is no
+            text.
     """
     own = _encoded_or_rgb(image)
     return HandedFrame(
@@ -487,7 +493,8 @@ def handed_position(fix: GpsFix, *, captured_at_s: float, camera: str | None) ->
 
     Raises:
         TypeError: an argument is not of its type.
-        ValueError: the time or the position is not finite, or the camera's name is no text.
+        ValueError: the time is not finite, the position is none on the globe, or the camera's name
+            is no text.
     """
     return HandedPosition(
         fix=checked_fix(fix, name="fix"),
@@ -513,6 +520,11 @@ def _overlays(config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
         TypeError: they are none.
     """
     given = [config] if isinstance(config, str | os.PathLike) else config
+    if isinstance(given, Mapping | Set):
+        raise TypeError(
+            f"config: expected a preset or a path, or several, got {type(given).__name__}; settings"
+            " by section.key are overrides="
+        )
     try:
         return [os.fsdecode(one) for one in given]
     except TypeError as error:
@@ -538,17 +550,22 @@ def _encoded_or_rgb(image: Uint8Array | bytes | bytearray | memoryview) -> Uint8
     """The bytes of an encoded image, or a copy of an array (H, W, 3).
 
     Raises:
-        TypeError: it is the name of a file.
-        ValueError: it is no such array.
+        TypeError: it is None or the name of a file.
+        ValueError: it is no such array, or there are no bytes.
     """
+    if image is None:
+        raise TypeError(
+            "image: expected an array or the bytes of an encoded image, got None, which OpenCV"
+            " returns where it cannot read"
+        )
     if isinstance(image, str | os.PathLike):
         raise TypeError(
             f"image: expected an array or the bytes of an encoded image, got"
             f" {type(image).__name__}: those of a file are Path(...).read_bytes()"
         )
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, bytearray) or (isinstance(image, memoryview) and image.ndim == 1):
+    if isinstance(image, bytes | bytearray) or (isinstance(image, memoryview) and image.ndim == 1):
+        if not len(image):
+            raise ValueError("image: empty, expected the bytes of an encoded image")
         return bytes(image)
     return _rgb(np.asarray(image))
 
@@ -561,7 +578,11 @@ def _rgb(image: Uint8Array) -> Uint8Array:
     """
     array = np.array(image, order="C", copy=True)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise ValueError(f"image: expected (H, W, 3) uint8, got {array.shape} {array.dtype}")
+        grey = "; of a grey image: cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)"
+        raise ValueError(
+            f"image: expected (H, W, 3) uint8, got {array.shape} {array.dtype}"
+            + (grey if array.ndim == 2 else "")
+        )
     return array
 
 

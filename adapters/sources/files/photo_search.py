@@ -68,6 +68,17 @@ def words_of(left_out: Sequence[LeftOut]) -> str:
     return "; ".join(said)
 
 
+def _of_recordings(folder: Path) -> str:
+    """What to do with files of a ROS 2 recording that lie in a folder without its metadata."""
+    files = sorted(file for kind in ("mcap", "db3") for file in folder.glob(f"*.{kind}"))
+    if not files:
+        return ""
+    return (
+        f"; a recording of ROS 2 that was closed has a metadata.yaml: name {files[0].name} itself,"
+        f" or make one: ros2 bag reindex {folder}"
+    )
+
+
 def find_images(path: Path) -> FoundImages:
     """The images of a folder and its subfolders, or one image, as the source takes them.
 
@@ -80,7 +91,7 @@ def find_images(path: Path) -> FoundImages:
             if not found.files:
                 there = words_of(found.left_out)
                 said = f"it holds {there}" if there else f"photos are {_suffixes()}"
-                raise SourceError(f"{path}: no image in this folder; {said}")
+                raise SourceError(f"{path}: no image in this folder; {said}{_of_recordings(path)}")
             return found
         if not path.exists():
             raise SourceError(f"{path}: no such file or folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import struct
 import sys
 import threading
@@ -65,6 +66,7 @@ _COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 _CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 _POSITION = "sensor_msgs/msg/NavSatFix"
 _METADATA = "metadata.yaml"
+_MCAP_MAGIC = b"\x89MCAP0\r\n"  # at the start and the end of a file
 _BROKEN = (  # what rosbags and lz4 raise where bytes are not what they should be
     struct.error,
     ValueError,
@@ -475,11 +477,40 @@ def _errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except _reader_errors() as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
+        raise SourceError(_cut_off(path) or f"{path}: cannot be read: {error}") from error
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+        words = f"{path}: cannot be read: {error.strerror or error}"
+        raise SourceError(_cut_off(path) or words) from error
     except _BROKEN as error:
-        raise SourceError(f"{path}: is broken: {type(error).__name__}: {error}") from error
+        words = f"{path}: is broken: {type(error).__name__}: {error}"
+        raise SourceError(_cut_off(path) or words) from error
+
+
+def _cut_off(path: Path) -> str:
+    """What to do about a recording of which an MCAP file lacks its end; "": none does."""
+    for file in sorted(path.glob("*.mcap")) if path.is_dir() else [path]:
+        if _lacks_its_end(file):
+            instead = " and put that in its place" if path.is_dir() else ""
+            return (
+                f"{file}: its end is missing: the recording was not closed, or not copied whole;"
+                f" what is there can be had: mcap recover {file} -o OTHER.mcap{instead}"
+            )
+    return ""
+
+
+def _lacks_its_end(file: Path) -> bool:
+    """Whether a file begins as MCAP and does not end so."""
+    if not file.is_file():
+        return False
+    try:
+        with file.open("rb") as opened:
+            if opened.read(len(_MCAP_MAGIC)) != _MCAP_MAGIC:
+                return False
+            opened.seek(-len(_MCAP_MAGIC), os.SEEK_END)
+            is_alone = opened.tell() == 0
+            return is_alone or opened.read() != _MCAP_MAGIC
+    except OSError:
+        return False
 
 
 def _messages(

@@ -175,6 +175,7 @@ def test_one_image_file_is_a_source_of_one_frame(tmp_path: Path) -> None:
     [
         ("missing", "no such file or folder"),
         ("empty", "no image in this folder"),
+        ("recording", "name walk_0.mcap itself, or make one: ros2 bag reindex"),
         ("notes.txt", "neither a folder nor an image"),
         ("x" * 400, "cannot be read"),
     ],
@@ -183,6 +184,8 @@ def test_a_path_without_images_is_refused_with_the_reason(
     tmp_path: Path, name: str, message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "recording").mkdir()
+    (tmp_path / "recording" / "walk_0.mcap").touch()
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(SourceError, match=message) as caught:
         open_folder(tmp_path / name)

@@ -424,8 +424,11 @@ def test_recordings_without_images_or_that_are_broken_are_refused_with_the_reaso
     (file,) = path.glob("*.mcap")
     cut = tmp_path / "cut.mcap"
     cut.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(SourceError, match=r"cut\.mcap"):
+    with pytest.raises(SourceError, match=r"cut\.mcap: its end is missing.*: mcap recover .*cut"):
         received(cut)
+    file.write_bytes(cut.read_bytes())
+    with pytest.raises(SourceError, match="mcap recover .* and put that in its place$"):
+        received(path)
     for name in ("empty.mcap", "noise.db3", "noise.bag"):
         noise = tmp_path / name
         noise.write_bytes(b"" if "empty" in name else b"\x01\x02" * 500)
