@@ -271,7 +271,7 @@ class Laid:
     georeference: Mapping[str, object] | None  # of snapshot.json
     summary: Mapping[str, object]  # what changes in summary.json
     event: Event | None = None  # appended to events.jsonl
-    doubts: tuple[VerdictReason, ...] = ()  # about the place, for the verdict
+    doubts: tuple[VerdictReason, ...] = ()  # about the place, and remarks, for the verdict
     is_moved: bool = True  # else it keeps its place, and what is doubted about that
 
 

@@ -127,6 +127,21 @@ def write_gcp(
     return path
 
 
+def write_positions(path: Path, world: SyntheticWorld, *, noise_m: float = 0.0) -> str:
+    """Positions of the cameras, in a CSV."""
+    centers = np.array([camera_center(world.pose(i)) for i in world.frame_ids])
+    noise = np.random.default_rng(1).normal(scale=max(noise_m, 1e-12), size=centers.shape)
+    on_globe = places_on_globe(METRES_PER_UNIT * centers + noise, origin=ORIGIN)
+    rows = [
+        f"{i - 1:06d}.jpg,{latitude:.9f},{longitude:.9f},{altitude:.4f}"
+        for i, (latitude, longitude, altitude) in zip(
+            world.frame_ids, on_globe.tolist(), strict=True
+        )
+    ]
+    path.write_text("\n".join(["name,latitude,longitude,altitude", *rows]))
+    return str(path)
+
+
 def errors_m(run: Path, world: SyntheticWorld) -> Float64Array:
     """Distances of the newest model's cameras from where they were."""
     origin = summary_of(run)["georeference"]["origin"]
@@ -195,17 +210,7 @@ def test_a_run_is_laid_onto_control_points_and_check_points_show_how_well(
 def test_control_points_in_a_wrong_zone_are_far_from_the_positions_and_right_ones_are_not(
     run: Path, world: SyntheticWorld, tmp_path: Path
 ) -> None:
-    centers = np.array([camera_center(world.pose(i)) for i in world.frame_ids])
-    on_globe = places_on_globe(METRES_PER_UNIT * centers, origin=ORIGIN)
-    rows = [
-        f"{i - 1:06d}.jpg,{latitude:.9f},{longitude:.9f},{altitude:.4f}"
-        for i, (latitude, longitude, altitude) in zip(
-            world.frame_ids, on_globe.tolist(), strict=True
-        )
-    ]
-    positions = tmp_path / "p.csv"
-    positions.write_text("\n".join(["name,latitude,longitude,altitude", *rows]))
-    georeference(run, [str(positions)])
+    georeference(run, [write_positions(tmp_path / "p.csv", world)])
     before = summary_of(run)["verdict"]
     right = write_gcp(tmp_path / "right.txt", world)
     header, *marked = right.read_text().splitlines()
@@ -227,6 +232,35 @@ def test_control_points_in_a_wrong_zone_are_far_from_the_positions_and_right_one
     assert not done.doubts, line
     assert summary_of(run)["verdict"] == before
     assert not summary_of(run)["georeference"]["moved_from_positions"]["is_far"]
+
+
+@pytest.mark.slow
+def test_three_control_points_that_tilt_the_map_against_its_positions_make_it_doubtful(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    georeference(run, [write_positions(tmp_path / "p.csv", world, noise_m=0.3)])
+    three = NAMES[:3]
+    wrong = write_gcp(tmp_path / "wrong.txt", world, names=three, wrong_m={"G2": 5.0})
+    command = ["georeference", str(run), "--gcp"]
+    said = CliRunner().invoke(cli.app, [*command, str(wrong)])
+    assert said.exit_code == cli.DOUBTED, said.output
+    assert "the map is doubtful: the control points contradict the positions" in said.output
+    assert "with five or more points the wrong one can be found" in said.output
+    moved = summary_of(run)["georeference"]["moved_from_positions"]
+    assert moved["tilt_deg"] > 4.0 * moved["tilt_std_deg"]
+    reason = summary_of(run)["verdict"]["reasons"][0]
+    assert f"tilt the map by {moved['tilt_deg']:.1f} degrees" in reason["sentence"]
+    assert "contradict the positions of the cameras" in write_report(run).read_text()
+    right = write_gcp(tmp_path / "right.txt", world, names=three)
+    said = CliRunner().invoke(cli.app, [*command, str(right)])
+    assert said.exit_code == 0, said.output
+    assert "three control points leave nothing to check them by" in said.output.splitlines()[-1]
+    assert "Three control points leave nothing" in write_report(run).read_text()
+    verdict = summary_of(run)["verdict"]
+    assert (verdict["level"], verdict["reasons"][0]["kind"]) == ("good", "control_unchecked")
+    more = write_gcp(tmp_path / "more.txt", world)
+    assert not survey(run, Control(file=more)).doubts
+    assert "control_unchecked" not in str(summary_of(run)["verdict"])
 
 
 @pytest.mark.slow
