@@ -30,6 +30,7 @@ from engine.output.former_place import (
 from engine.output.georeferencing_later import Laid, refuse_unfinished, scale_words, write_laid
 from engine.output.placement_doubts import (
     control_against_positions,
+    control_disagreement,
     control_unchecked,
     far_move,
     wrong_bars,
@@ -48,7 +49,6 @@ from engine.types import (
 )
 
 _MAX_NAMED = 8  # in a line
-_SUSPICIOUS = 3.0  # times the error that surveying and marking account for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,7 +309,10 @@ def _doubts(
     """What speaks against the place by control points, and remarks."""
     num_control = sum(not one.point.is_check for one in surveyed)
     against = control_against_positions(change, num_control=num_control)
-    doubts = (*_far(shift), *against)
+    apart = control_disagreement(
+        fit.georeference.rmse_m, expected_m=fit.expected_m, num_control=num_control
+    )
+    doubts = (*_far(shift), *against, *apart)
     if doubts:
         return doubts
     return control_unchecked(
@@ -426,16 +429,6 @@ def _lines(
                 f"not used: control point {one.point.name} contradicts the others:"
                 f" {_errors(error_m[None])}"
             )
-    if found.rmse_m > _SUSPICIOUS * fit.expected_m:
-        lines.append(
-            f"the control points disagree by more than surveying and marking account for"
-            f" ({fit.expected_m:.2g} m): the map is bent, or a point is wrong"
-            + (
-                "; with five or more points the wrong one can be found"
-                if len(fit.is_used) < 5
-                else ""
-            )
-        )
     return lines
 
 

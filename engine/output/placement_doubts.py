@@ -13,8 +13,10 @@ from engine.types import Verdict, VerdictLevel, VerdictReason
 _MOVED_FAR = "place_moved_far"
 _SCALE_BAR = "scale_bar_contradicts"
 _CONTROL_BENDS = "control_contradicts_positions"
+_CONTROL_DISAGREES = "control_disagrees"
 _CONTROL_UNCHECKED = "control_unchecked"
-_OF_MOVE = frozenset({_MOVED_FAR, _CONTROL_BENDS, _CONTROL_UNCHECKED})
+_OF_MOVE = frozenset({_MOVED_FAR, _CONTROL_BENDS, _CONTROL_DISAGREES, _CONTROL_UNCHECKED})
+_SUSPICIOUS = 3.0  # times the error that surveying and marking account for
 _LEAST_CONTROL = 3  # points, which fit any map but for their distances
 _ENOUGH_TO_FIND = 5  # control points, of which a wrong one can be found
 _GRAVITY = (VerdictLevel.GOOD, VerdictLevel.DOUBTFUL, VerdictLevel.WRONG)
@@ -79,6 +81,30 @@ def control_against_positions(
             f" {' and '.join(what for what, _ in clear)}, and positions leave open"
             f" {' and '.join(certain for _, certain in clear)} (one standard deviation): a point is"
             f" probably surveyed or written down wrongly; {_help_to_find(num_control)}"
+        ),
+    )
+    return (reason,)
+
+
+def control_disagreement(
+    rmse_m: float, *, expected_m: float, num_control: int
+) -> tuple[VerdictReason, ...]:
+    """The doubt about control points that no map fits as well as they are surveyed and marked.
+
+    Args:
+        rmse_m: of the points that placed the map.
+        expected_m: what surveying and marking account for, likewise.
+        num_control: points that were given.
+    """
+    if rmse_m <= _SUSPICIOUS * expected_m:
+        return ()
+    reason = VerdictReason(
+        kind=_CONTROL_DISAGREES,
+        level=VerdictLevel.DOUBTFUL,
+        sentence=(
+            f"the control points disagree by {rmse_m:.2g} m, more than surveying and marking"
+            f" account for ({expected_m:.2g} m): the map is bent, or a point is wrong;"
+            f" {_help_to_find(num_control)}"
         ),
     )
     return (reason,)

@@ -277,6 +277,24 @@ def test_a_point_with_a_wrong_survey_is_named_and_bends_nothing(
 
 
 @pytest.mark.slow
+def test_four_control_points_that_disagree_make_the_map_doubtful(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    four = NAMES[:4]
+    file = write_gcp(tmp_path / "g.txt", world, names=four, wrong_m={"G4": 5.0})
+    said = CliRunner().invoke(cli.app, ["georeference", str(run), "--gcp", str(file)])
+    assert said.exit_code == cli.DOUBTED, said.output
+    words = "the control points disagree by "
+    assert said.output.count(words) == 1
+    verdict = summary_of(run)["verdict"]
+    assert verdict["level"] == "doubtful"
+    assert verdict["reasons"][0]["sentence"].startswith(words)
+    assert words[1:] in write_report(run).read_text()
+    survey(run, Control(file=write_gcp(tmp_path / "right.txt", world, names=four)))
+    assert summary_of(run)["verdict"]["level"] == "good"
+
+
+@pytest.mark.slow
 def test_a_mark_in_the_wrong_place_is_named(
     run: Path, world: SyntheticWorld, tmp_path: Path
 ) -> None:
