@@ -276,6 +276,7 @@ def _laid_onto_points(
             "unit": METRES,
             "metres_per_map_unit": 1.0,
         },
+        has_control=True,  # at least three of them have heights
         doubts=(*_doubts(surveyed, fit, shift, change), *wrong_bars(bar_records)),
         event=ControlPointsUsed(
             num_control=int(fit.is_used.sum()),

@@ -40,6 +40,8 @@ from engine.geometry import (
 from engine.mapping.positions.georeferencing import Placement
 from engine.mapping.steps import MapCopy
 from engine.mapping.stored_state import StoredModel
+from engine.mapping.verdict.flying_height import flying_height_of_model_m
+from engine.mapping.verdict.placed_later import with_advice_of_place
 from engine.output.files import written_atomically
 from engine.output.former_place import (
     BY_POSITIONS,
@@ -273,6 +275,7 @@ class Laid:
     event: Event | None = None  # appended to events.jsonl
     doubts: tuple[VerdictReason, ...] = ()  # about the place, and remarks, for the verdict
     is_moved: bool = True  # else it keeps its place, and what is doubted about that
+    has_control: bool = False  # control points with heights hold it there
 
 
 def _laid(placement: Placement, by_frames: FormerPlace | None, *, centers: Float64Array) -> Laid:
@@ -336,7 +339,7 @@ def write_laid(
         beside = {
             **({} if arguments is None else {run / LAID_ONTO: record_of(arguments)}),
             **_trajectories(run, places),
-            **_summary(run / "summary.json", laid, has_products=has_products(run)),
+            **_summary(run, laid, reconstruction=models[0].reconstruction),
             **_events(run / "events.jsonl", laid.event),
         }
     except (OSError, ValueError, KeyError) as error:
@@ -507,14 +510,30 @@ def _moved(line: str, enu_from_map: Float64Array) -> str:
     return " ".join([time, *(f"{number:.12g}" for number in numbers.tolist())])
 
 
-def _summary(path: Path, laid: Laid, *, has_products: bool) -> dict[Path, bytes]:
-    """The ``summary.json`` with changes, where there is one; products are not moved yet."""
+def _summary(
+    run: Path, laid: Laid, *, reconstruction: pycolmap.Reconstruction
+) -> dict[Path, bytes]:
+    """The ``summary.json`` with changes, where there is one; products are not moved yet.
+
+    Args:
+        run: the run folder.
+        laid: where its first map is to lie.
+        reconstruction: the map, where it lies before.
+    """
+    path = run / "summary.json"
     if not path.is_file():
         return {}
     record = {**json.loads(path.read_text(encoding="utf-8")), **laid.summary}
     verdict = Verdict.from_record(record.get("verdict") or {})
+    if laid.is_moved and laid.origin is not None:
+        verdict = with_advice_of_place(
+            verdict,
+            record.get("cameras", ()),
+            flying_height_m=flying_height_of_model_m(reconstruction, laid.onto_from_former),
+            has_control=laid.has_control,
+        )
     record["verdict"] = with_doubts(verdict, laid.doubts, is_moved=laid.is_moved).as_record()
-    if has_products:
+    if has_products(run):
         record["dense"] = {**record.get("dense", {}), FORMER_FRAME: True}
     return {path: f"{json.dumps(record, indent=2)}\n".encode()}
 

@@ -23,6 +23,7 @@ from adapters.views.view_mode import ViewMode
 from engine.errors import ConfigError
 from engine.geo.georeference import places_on_globe, positions_in_enu
 from engine.geometry import camera_center
+from engine.output import georeferencing_later
 from engine.output.laid_onto import command_to_lay_again
 from engine.output.recovery import recover_run
 from engine.output.run_lock import RunLock
@@ -292,6 +293,33 @@ def test_four_control_points_that_disagree_make_the_map_doubtful(
     assert words[1:] in write_report(run).read_text()
     survey(run, Control(file=write_gcp(tmp_path / "right.txt", world, names=four)))
     assert summary_of(run)["verdict"]["level"] == "good"
+
+
+@pytest.mark.slow
+def test_what_helps_against_an_unsure_focal_length_follows_the_place_of_the_map(
+    run: Path, world: SyntheticWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = summary_of(run)
+    doubt = "the images leave doubt about the focal length"
+    ratios = {"prior_sigma_ratio": 0.2, "observed_sigma_ratio": 0.1}
+    summary["cameras"][0] |= {"doubts": [doubt], **ratios}
+    sentence = f"the camera: {doubt}; to be sure, film longer"
+    reason = {"kind": "camera_unsure", "level": "good", "sentence": sentence, "frame_ids": []}
+    summary["verdict"] = {"level": "good", "reasons": [reason]}
+    (run / "summary.json").write_text(json.dumps(summary))
+    monkeypatch.setattr(georeferencing_later, "flying_height_of_model_m", lambda *_: 40.0)
+
+    def words() -> str:
+        (one,) = summary_of(run)["verdict"]["reasons"]
+        return str(one["sentence"])
+
+    survey(run, Control(bar=bar_of_marks(world)))
+    assert words() == sentence  # a unit is no place
+    georeference(run, [write_positions(tmp_path / "p.csv", world)])
+    assert "unsure by about 4 m: ground control with heights settles them (--gcp)" in words()
+    survey(run, Control(file=write_gcp(tmp_path / "g.txt", world)))
+    assert "the control points settle the heights of the ground" in words()
+    assert "--gcp" not in words()
 
 
 @pytest.mark.slow
