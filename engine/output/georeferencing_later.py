@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -62,6 +63,7 @@ from engine.output.snapshots import (
 )
 from engine.types import METRES, Float64Array, FrameId, GpsFix, GpsReading, Verdict, VerdictReason
 
+_MAX_NAMED = 3  # positions in a line
 _FRAME_HEAD = "# enu_from_map "  # of a trajectory: its frame, twelve numbers by rows
 
 
@@ -83,11 +85,24 @@ class LaidOut:
         offset_s = self.clock_offset_s
         offset = "" if offset_s is None else f", clock offset {offset_s:.2f} s"
         products = f"; {self.products}" if self.products else ""
+        left_out = f"; {words}" if (words := self._words_of_left_out()) else ""
         return (
             f"map laid onto {found.num_inliers} positions: {found.rmse_m:.2f} m rms,"
             f" {scale_words(found.metres_per_map_unit, was_in_metres=self.was_in_metres)}{offset};"
-            f" written in metres as {self.snapshot}{products}"
+            f" written in metres as {self.snapshot}{left_out}{products}"
         )
+
+    def _words_of_left_out(self) -> str:
+        """Which positions the map denies; "": none."""
+        names = self.placement.rejected_names
+        if not names:
+            return ""
+        farthest_m = float(self.placement.georeference.residuals_m.max())
+        disagree = "1 position disagrees" if len(names) == 1 else f"{len(names)} positions disagree"
+        more = len(names) - _MAX_NAMED
+        listed = ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+        far = "" if math.isinf(farthest_m) else f" by up to {farthest_m:.0f} m"
+        return f"{disagree} with the map{far}, not used: {listed}"
 
 
 def scale_words(metres_per_map_unit: float, *, was_in_metres: bool) -> str:
