@@ -251,7 +251,9 @@ def test_three_control_points_that_tilt_the_map_against_its_positions_make_it_do
     assert moved["tilt_deg"] > 4.0 * moved["tilt_std_deg"]
     reason = summary_of(run)["verdict"]["reasons"][0]
     assert f"tilt the map by {moved['tilt_deg']:.1f} degrees" in reason["sentence"]
-    assert "contradict the positions of the cameras" in write_report(run).read_text()
+    text = write_report(run).read_text()
+    assert "contradict the positions of the cameras" in text
+    assert "Check the survey and the marks of the control points" in text
     right = write_gcp(tmp_path / "right.txt", world, names=three)
     said = CliRunner().invoke(cli.app, [*command, str(right)])
     assert said.exit_code == 0, said.output

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from engine.geo.map_change import Anchors, MapChange, map_change
+from engine.geo.similarity_fit import fit_similarity
 from engine.geometry import rotation_from_vector
 from engine.types import Float64Array
 
@@ -58,6 +59,24 @@ def test_positions_of_metres_contradict_no_small_tilt_and_exact_ones_do() -> Non
     assert not change(tilted, positions(error_m=3.0)).is_clear
     assert change(tilted, positions(error_m=0.05)).is_clear
     assert not change(moved(turned_deg=(0.4, 0.0, 0.0)), positions(error_m=0.01)).is_clear
+
+
+@pytest.mark.parametrize(("noise_m", "drift_m"), [((1.0, 1.0, 2.0), 0.0), ((0.5, 0.5, 0.3), 2.0)])
+def test_right_control_is_not_contradicted_by_positions_that_scatter_and_drift(
+    noise_m: tuple[float, float, float], drift_m: float
+) -> None:
+    rng = np.random.default_rng(0)
+    num = len(CENTERS_M)
+    for _ in range(20):
+        drift = drift_m * np.cumsum(rng.normal(size=(num, 3)), axis=0) / math.sqrt(num)
+        positions_m = CENTERS_M + rng.normal(size=(num, 3)) * noise_m + drift
+        stds_m = np.tile((2.0, 2.0, 4.0), (num, 1))
+        fit = fit_similarity(CENTERS_M, positions_m, stds_m=stds_m, max_error_m=10.0)
+        assert fit is not None
+        rmse_m = float(np.sqrt(np.mean(fit.residuals_m**2)))
+        held = positions(error_m=rmse_m)
+        found = map_change(fit.onto_from_map, np.eye(3, 4), before=held, now=CONTROL)
+        assert not found.is_clear
 
 
 def test_where_heights_were_not_measured_or_the_path_is_a_line_a_tilt_stays_open() -> None:
