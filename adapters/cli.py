@@ -538,7 +538,7 @@ def georeference(
                 doubts = laid_out.doubts
             else:
                 surveyed = survey(run_folder, control, settings=settings or [])
-                lines, doubts = surveyed.lines, surveyed.doubts
+                lines, doubts = (*surveyed.lines, *surveyed.remarks), surveyed.doubts
             _renew_report(run_folder)
     for line in lines:
         typer.echo(line)

@@ -38,6 +38,8 @@ _REMEDIES = {
     "gps_rejected": "Compare the section on positions: which of them disagree, and where.",
     "place_moved_far": "Mend the file that the map was laid onto, if it is that, and lay the map"
     " again: livesfm georeference {run} --gcp FILE (or --positions FILE).",
+    "control_disagrees": "Check the survey and the marks of the control points, give five or more,"
+    " and lay the map again: livesfm georeference {run} --gcp FILE.",
     "scale_bar_contradicts": "Check the marks and the length of the scale bar, and compare another"
     " known distance.",
     "several_maps": "Film what joins the parts and add it: livesfm resume {run} SOURCE. Each part"
@@ -53,6 +55,7 @@ _SAME_REMEDY = {
     "camera_unsure": "camera_focal",
     "camera_few_images": "camera_focal",
     "looks_up": "gps_contradicts",
+    "control_contradicts_positions": "control_disagrees",
     **dict.fromkeys(
         ("misplaced", "misplaced_part", "weakly_joined", "unconfirmed", "small_patch"),
         "pairs_contradict",

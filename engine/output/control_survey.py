@@ -17,8 +17,9 @@ from engine.errors import ConfigError
 from engine.estimators.marked_points import MarkedPoint, locate_marked_point
 from engine.events import ControlPointsUsed
 from engine.geo.control_points import ControlFit, PlacedPoint, lay_onto_control_points
+from engine.geo.map_change import Anchors, MapChange
 from engine.geo.map_shift import MapShift
-from engine.geometry import camera_center
+from engine.geometry import camera_center, transform_points
 from engine.mapping.stored_state import StoredModel
 from engine.output.former_place import (
     BY_POSITIONS,
@@ -27,7 +28,13 @@ from engine.output.former_place import (
     place_by_positions,
 )
 from engine.output.georeferencing_later import Laid, refuse_unfinished, scale_words, write_laid
-from engine.output.placement_doubts import far_move, wrong_bars
+from engine.output.placement_doubts import (
+    control_against_positions,
+    control_disagreement,
+    control_unchecked,
+    far_move,
+    wrong_bars,
+)
 from engine.output.run_lock import RunLock
 from engine.output.snapshots import read_models
 from engine.types import (
@@ -37,11 +44,11 @@ from engine.types import (
     GpsFix,
     ImageMark,
     ScaleBar,
+    VerdictLevel,
     VerdictReason,
 )
 
 _MAX_NAMED = 8  # in a line
-_SUSPICIOUS = 3.0  # times the error that surveying and marking account for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +58,7 @@ class Surveyed:
     lines: tuple[str, ...]
     snapshot: Path
     doubts: tuple[VerdictReason, ...] = ()  # about the place, now in the run's verdict
+    remarks: tuple[str, ...] = ()  # sentences on it that are no doubts, likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -154,7 +162,9 @@ def survey_run(
     finally:
         lock.let_go()
     lines += [*marks.lines(), *([products] if products else []), f"written as {path}"]
-    return Surveyed(lines=tuple(lines), snapshot=path, doubts=laid.doubts)
+    doubts = tuple(one for one in laid.doubts if one.level is not VerdictLevel.GOOD)
+    remarks = tuple(one.sentence for one in laid.doubts if one.level is VerdictLevel.GOOD)
+    return Surveyed(lines=tuple(lines), snapshot=path, doubts=doubts, remarks=remarks)
 
 
 def _marks_in(
@@ -245,10 +255,13 @@ def _laid_onto_points(
     bar_records = _bar_records(marks, bars, onto, scale_std_ratio=scale_std_ratio)
     origin = fit.georeference.origin
     shift = None if before is None else before.shift_of(marks.centers, onto, onto=origin)
+    change = None
+    if before is not None and shift is not None and not shift.is_far:
+        change = before.change_by(marks.centers, onto, now=_anchors(surveyed, fit))
     record = {
         **_record(surveyed, fit, marks, bar_records),
         **({} if before is None else {BY_POSITIONS: before.as_record()}),
-        **({} if shift is None else {"moved_from_positions": _shift_record(shift)}),
+        **({} if shift is None else {"moved_from_positions": _shift_record(shift, change)}),
     }
     check_errors_m = fit.errors_m[[one.point.is_check for one in surveyed]]
     rejected = _rejected(surveyed, fit)
@@ -263,7 +276,8 @@ def _laid_onto_points(
             "unit": METRES,
             "metres_per_map_unit": 1.0,
         },
-        doubts=(*_doubts(shift), *wrong_bars(bar_records)),
+        has_control=True,  # at least three of them have heights
+        doubts=(*_doubts(surveyed, fit, shift, change), *wrong_bars(bar_records)),
         event=ControlPointsUsed(
             num_control=int(fit.is_used.sum()),
             num_check=len(check_errors_m),
@@ -277,7 +291,37 @@ def _laid_onto_points(
     return laid, [*lines, *_shift_lines(shift, origin), *_bar_lines(bar_records)]
 
 
-def _doubts(shift: MapShift | None) -> tuple[VerdictReason, ...]:
+def _anchors(surveyed: Sequence[_Located], fit: ControlFit) -> Anchors:
+    """What holds a map that was laid onto control points."""
+    placed = np.array([one.marked.place for one in surveyed])[fit.is_used]
+    return Anchors(
+        places_m=transform_points(fit.georeference.enu_from_map, placed),
+        error_m=fit.expected_m,
+        num_independent=len(placed),
+    )
+
+
+def _doubts(
+    surveyed: Sequence[_Located],
+    fit: ControlFit,
+    shift: MapShift | None,
+    change: MapChange | None,
+) -> tuple[VerdictReason, ...]:
+    """What speaks against the place by control points, and remarks."""
+    num_control = sum(not one.point.is_check for one in surveyed)
+    against = control_against_positions(change, num_control=num_control)
+    apart = control_disagreement(
+        fit.georeference.rmse_m, expected_m=fit.expected_m, num_control=num_control
+    )
+    doubts = (*_far(shift), *against, *apart)
+    if doubts:
+        return doubts
+    return control_unchecked(
+        num_control=int(fit.is_used.sum()), num_check=len(surveyed) - num_control
+    )
+
+
+def _far(shift: MapShift | None) -> tuple[VerdictReason, ...]:
     return far_move(
         shift,
         by="control points",
@@ -287,11 +331,26 @@ def _doubts(shift: MapShift | None) -> tuple[VerdictReason, ...]:
     )
 
 
-def _shift_record(shift: MapShift) -> dict[str, object]:
+def _shift_record(shift: MapShift, change: MapChange | None) -> dict[str, object]:
+    turned = {} if change is None else _change_record(change)
     return {
         "horizontal_m": round(shift.horizontal_m, 3),
         "up_m": None if shift.up_m is None else round(shift.up_m, 3),
         "is_far": shift.is_far,
+        **turned,
+    }
+
+
+def _change_record(change: MapChange) -> dict[str, object]:
+    """Tilt, turn and scale against positions, each with one standard deviation."""
+    tilt, turn, scale = change.tilt_rad, change.turn_rad, change.scale_ratio
+    return {
+        "tilt_deg": round(math.degrees(tilt.value), 3),
+        "tilt_std_deg": round(math.degrees(tilt.std), 3),
+        "turn_deg": round(math.degrees(turn.value), 3),
+        "turn_std_deg": round(math.degrees(turn.std), 3),
+        "scale_ratio": round(scale.value, 5),
+        "scale_std_ratio": round(scale.std, 5),
     }
 
 
@@ -371,16 +430,6 @@ def _lines(
                 f"not used: control point {one.point.name} contradicts the others:"
                 f" {_errors(error_m[None])}"
             )
-    if found.rmse_m > _SUSPICIOUS * fit.expected_m:
-        lines.append(
-            f"the control points disagree by more than surveying and marking account for"
-            f" ({fit.expected_m:.2g} m): the map is bent, or a point is wrong"
-            + (
-                "; with five or more points the wrong one can be found"
-                if len(fit.is_used) < 5
-                else ""
-            )
-        )
     return lines
 
 

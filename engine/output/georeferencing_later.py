@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -40,6 +41,8 @@ from engine.geometry import (
 from engine.mapping.positions.georeferencing import Placement
 from engine.mapping.steps import MapCopy
 from engine.mapping.stored_state import StoredModel
+from engine.mapping.verdict.flying_height import flying_height_of_model_m
+from engine.mapping.verdict.placed_later import with_advice_of_place
 from engine.output.files import written_atomically
 from engine.output.former_place import (
     BY_POSITIONS,
@@ -60,6 +63,7 @@ from engine.output.snapshots import (
 )
 from engine.types import METRES, Float64Array, FrameId, GpsFix, GpsReading, Verdict, VerdictReason
 
+_MAX_NAMED = 3  # positions in a line
 _FRAME_HEAD = "# enu_from_map "  # of a trajectory: its frame, twelve numbers by rows
 
 
@@ -81,11 +85,24 @@ class LaidOut:
         offset_s = self.clock_offset_s
         offset = "" if offset_s is None else f", clock offset {offset_s:.2f} s"
         products = f"; {self.products}" if self.products else ""
+        left_out = f"; {words}" if (words := self._words_of_left_out()) else ""
         return (
             f"map laid onto {found.num_inliers} positions: {found.rmse_m:.2f} m rms,"
             f" {scale_words(found.metres_per_map_unit, was_in_metres=self.was_in_metres)}{offset};"
-            f" written in metres as {self.snapshot}{products}"
+            f" written in metres as {self.snapshot}{left_out}{products}"
         )
+
+    def _words_of_left_out(self) -> str:
+        """Which positions the map denies; "": none."""
+        names = self.placement.rejected_names
+        if not names:
+            return ""
+        farthest_m = float(self.placement.georeference.residuals_m.max())
+        disagree = "1 position disagrees" if len(names) == 1 else f"{len(names)} positions disagree"
+        more = len(names) - _MAX_NAMED
+        listed = ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+        far = "" if math.isinf(farthest_m) else f" by up to {farthest_m:.0f} m"
+        return f"{disagree} with the map{far}, not used: {listed}"
 
 
 def scale_words(metres_per_map_unit: float, *, was_in_metres: bool) -> str:
@@ -271,8 +288,9 @@ class Laid:
     georeference: Mapping[str, object] | None  # of snapshot.json
     summary: Mapping[str, object]  # what changes in summary.json
     event: Event | None = None  # appended to events.jsonl
-    doubts: tuple[VerdictReason, ...] = ()  # about the place, for the verdict
+    doubts: tuple[VerdictReason, ...] = ()  # about the place, and remarks, for the verdict
     is_moved: bool = True  # else it keeps its place, and what is doubted about that
+    has_control: bool = False  # control points with heights hold it there
 
 
 def _laid(placement: Placement, by_frames: FormerPlace | None, *, centers: Float64Array) -> Laid:
@@ -336,7 +354,7 @@ def write_laid(
         beside = {
             **({} if arguments is None else {run / LAID_ONTO: record_of(arguments)}),
             **_trajectories(run, places),
-            **_summary(run / "summary.json", laid, has_products=has_products(run)),
+            **_summary(run, laid, reconstruction=models[0].reconstruction),
             **_events(run / "events.jsonl", laid.event),
         }
     except (OSError, ValueError, KeyError) as error:
@@ -507,14 +525,30 @@ def _moved(line: str, enu_from_map: Float64Array) -> str:
     return " ".join([time, *(f"{number:.12g}" for number in numbers.tolist())])
 
 
-def _summary(path: Path, laid: Laid, *, has_products: bool) -> dict[Path, bytes]:
-    """The ``summary.json`` with changes, where there is one; products are not moved yet."""
+def _summary(
+    run: Path, laid: Laid, *, reconstruction: pycolmap.Reconstruction
+) -> dict[Path, bytes]:
+    """The ``summary.json`` with changes, where there is one; products are not moved yet.
+
+    Args:
+        run: the run folder.
+        laid: where its first map is to lie.
+        reconstruction: the map, where it lies before.
+    """
+    path = run / "summary.json"
     if not path.is_file():
         return {}
     record = {**json.loads(path.read_text(encoding="utf-8")), **laid.summary}
     verdict = Verdict.from_record(record.get("verdict") or {})
+    if laid.is_moved and laid.origin is not None:
+        verdict = with_advice_of_place(
+            verdict,
+            record.get("cameras", ()),
+            flying_height_m=flying_height_of_model_m(reconstruction, laid.onto_from_former),
+            has_control=laid.has_control,
+        )
     record["verdict"] = with_doubts(verdict, laid.doubts, is_moved=laid.is_moved).as_record()
-    if has_products:
+    if has_products(run):
         record["dense"] = {**record.get("dense", {}), FORMER_FRAME: True}
     return {path: f"{json.dumps(record, indent=2)}\n".encode()}
 

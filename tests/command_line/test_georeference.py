@@ -191,6 +191,30 @@ def test_positions_far_from_those_of_the_frames_make_a_map_doubtful_until_right_
 
 
 @pytest.mark.slow
+def test_positions_that_the_map_denies_are_named_and_bend_nothing(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    header, *rows = Path(write_csv(tmp_path / "p.csv", world)).read_text().splitlines()
+    cells = [row.split(",") for row in rows]
+
+    def words_with_wrong(numbers: range) -> str:
+        moved = [
+            ",".join([name, str(float(lat) + 0.001 * (row in numbers)), *rest])
+            for row, (name, lat, *rest) in enumerate(cells)
+        ]
+        (tmp_path / "p.csv").write_text("\n".join([header, *moved]))
+        return georeference(run, [str(tmp_path / "p.csv")]).words
+
+    assert "not used" not in words_with_wrong(range(0))
+    one = words_with_wrong(range(3, 4))
+    assert "1 position disagrees with the map by up to 111 m, not used: 000003.jpg" in one
+    assert errors_m(run, world).max() < 0.3
+    several = words_with_wrong(range(3, 8))
+    assert "5 positions disagree" in several
+    assert several.endswith("not used: 000003.jpg, 000004.jpg, 000005.jpg and 2 more")
+
+
+@pytest.mark.slow
 def test_positions_that_mend_those_of_a_wrong_file_are_not_doubted(
     run: Path, world: SyntheticWorld, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from adapters.views.view_mode import ViewMode
 from engine.errors import ConfigError
 from engine.geo.georeference import places_on_globe, positions_in_enu
 from engine.geometry import camera_center
+from engine.output import georeferencing_later
 from engine.output.laid_onto import command_to_lay_again
 from engine.output.recovery import recover_run
 from engine.output.run_lock import RunLock
@@ -127,6 +128,21 @@ def write_gcp(
     return path
 
 
+def write_positions(path: Path, world: SyntheticWorld, *, noise_m: float = 0.0) -> str:
+    """Positions of the cameras, in a CSV."""
+    centers = np.array([camera_center(world.pose(i)) for i in world.frame_ids])
+    noise = np.random.default_rng(1).normal(scale=max(noise_m, 1e-12), size=centers.shape)
+    on_globe = places_on_globe(METRES_PER_UNIT * centers + noise, origin=ORIGIN)
+    rows = [
+        f"{i - 1:06d}.jpg,{latitude:.9f},{longitude:.9f},{altitude:.4f}"
+        for i, (latitude, longitude, altitude) in zip(
+            world.frame_ids, on_globe.tolist(), strict=True
+        )
+    ]
+    path.write_text("\n".join(["name,latitude,longitude,altitude", *rows]))
+    return str(path)
+
+
 def errors_m(run: Path, world: SyntheticWorld) -> Float64Array:
     """Distances of the newest model's cameras from where they were."""
     origin = summary_of(run)["georeference"]["origin"]
@@ -195,17 +211,7 @@ def test_a_run_is_laid_onto_control_points_and_check_points_show_how_well(
 def test_control_points_in_a_wrong_zone_are_far_from_the_positions_and_right_ones_are_not(
     run: Path, world: SyntheticWorld, tmp_path: Path
 ) -> None:
-    centers = np.array([camera_center(world.pose(i)) for i in world.frame_ids])
-    on_globe = places_on_globe(METRES_PER_UNIT * centers, origin=ORIGIN)
-    rows = [
-        f"{i - 1:06d}.jpg,{latitude:.9f},{longitude:.9f},{altitude:.4f}"
-        for i, (latitude, longitude, altitude) in zip(
-            world.frame_ids, on_globe.tolist(), strict=True
-        )
-    ]
-    positions = tmp_path / "p.csv"
-    positions.write_text("\n".join(["name,latitude,longitude,altitude", *rows]))
-    georeference(run, [str(positions)])
+    georeference(run, [write_positions(tmp_path / "p.csv", world)])
     before = summary_of(run)["verdict"]
     right = write_gcp(tmp_path / "right.txt", world)
     header, *marked = right.read_text().splitlines()
@@ -230,6 +236,37 @@ def test_control_points_in_a_wrong_zone_are_far_from_the_positions_and_right_one
 
 
 @pytest.mark.slow
+def test_three_control_points_that_tilt_the_map_against_its_positions_make_it_doubtful(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    georeference(run, [write_positions(tmp_path / "p.csv", world, noise_m=0.3)])
+    three = NAMES[:3]
+    wrong = write_gcp(tmp_path / "wrong.txt", world, names=three, wrong_m={"G2": 5.0})
+    command = ["georeference", str(run), "--gcp"]
+    said = CliRunner().invoke(cli.app, [*command, str(wrong)])
+    assert said.exit_code == cli.DOUBTED, said.output
+    assert "the map is doubtful: the control points contradict the positions" in said.output
+    assert "with five or more points the wrong one can be found" in said.output
+    moved = summary_of(run)["georeference"]["moved_from_positions"]
+    assert moved["tilt_deg"] > 4.0 * moved["tilt_std_deg"]
+    reason = summary_of(run)["verdict"]["reasons"][0]
+    assert f"tilt the map by {moved['tilt_deg']:.1f} degrees" in reason["sentence"]
+    text = write_report(run).read_text()
+    assert "contradict the positions of the cameras" in text
+    assert "Check the survey and the marks of the control points" in text
+    right = write_gcp(tmp_path / "right.txt", world, names=three)
+    said = CliRunner().invoke(cli.app, [*command, str(right)])
+    assert said.exit_code == 0, said.output
+    assert "three control points leave nothing to check them by" in said.output.splitlines()[-1]
+    assert "Three control points leave nothing" in write_report(run).read_text()
+    verdict = summary_of(run)["verdict"]
+    assert (verdict["level"], verdict["reasons"][0]["kind"]) == ("good", "control_unchecked")
+    more = write_gcp(tmp_path / "more.txt", world)
+    assert not survey(run, Control(file=more)).doubts
+    assert "control_unchecked" not in str(summary_of(run)["verdict"])
+
+
+@pytest.mark.slow
 def test_a_point_with_a_wrong_survey_is_named_and_bends_nothing(
     run: Path, world: SyntheticWorld, tmp_path: Path
 ) -> None:
@@ -240,6 +277,51 @@ def test_a_point_with_a_wrong_survey_is_named_and_bends_nothing(
     assert errors_m(run, world).mean() < 0.2
     (line,) = [line for line in done.lines if "contradicts" in line]
     assert line.startswith("not used: control point G4 contradicts the others")
+
+
+@pytest.mark.slow
+def test_four_control_points_that_disagree_make_the_map_doubtful(
+    run: Path, world: SyntheticWorld, tmp_path: Path
+) -> None:
+    four = NAMES[:4]
+    file = write_gcp(tmp_path / "g.txt", world, names=four, wrong_m={"G4": 5.0})
+    said = CliRunner().invoke(cli.app, ["georeference", str(run), "--gcp", str(file)])
+    assert said.exit_code == cli.DOUBTED, said.output
+    words = "the control points disagree by "
+    assert said.output.count(words) == 1
+    verdict = summary_of(run)["verdict"]
+    assert verdict["level"] == "doubtful"
+    assert verdict["reasons"][0]["sentence"].startswith(words)
+    assert words[1:] in write_report(run).read_text()
+    survey(run, Control(file=write_gcp(tmp_path / "right.txt", world, names=four)))
+    assert summary_of(run)["verdict"]["level"] == "good"
+
+
+@pytest.mark.slow
+def test_what_helps_against_an_unsure_focal_length_follows_the_place_of_the_map(
+    run: Path, world: SyntheticWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = summary_of(run)
+    doubt = "the images leave doubt about the focal length"
+    ratios = {"prior_sigma_ratio": 0.2, "observed_sigma_ratio": 0.1}
+    summary["cameras"][0] |= {"doubts": [doubt], **ratios}
+    sentence = f"the camera: {doubt}; to be sure, film longer"
+    reason = {"kind": "camera_unsure", "level": "good", "sentence": sentence, "frame_ids": []}
+    summary["verdict"] = {"level": "good", "reasons": [reason]}
+    (run / "summary.json").write_text(json.dumps(summary))
+    monkeypatch.setattr(georeferencing_later, "flying_height_of_model_m", lambda *_: 40.0)
+
+    def words() -> str:
+        (one,) = summary_of(run)["verdict"]["reasons"]
+        return str(one["sentence"])
+
+    survey(run, Control(bar=bar_of_marks(world)))
+    assert words() == sentence  # a unit is no place
+    georeference(run, [write_positions(tmp_path / "p.csv", world)])
+    assert "unsure by about 4 m: ground control with heights settles them (--gcp)" in words()
+    survey(run, Control(file=write_gcp(tmp_path / "g.txt", world)))
+    assert "the control points settle the heights of the ground" in words()
+    assert "--gcp" not in words()
 
 
 @pytest.mark.slow

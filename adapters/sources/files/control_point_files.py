@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_BYTES = 16 * 2**20
+_MAX_NAMED = 3  # lines in a notice
 _MAX_COORDINATE_PX = 1e6
 _MAX_HEIGHT_M = 1e5
 _CHECK_PREFIX = "chk"  # of the names of points that are check points without --check
@@ -47,12 +48,14 @@ class _Row:
     geo: tuple[float, float, float]  # NaN: not surveyed
     mark: ImageMark
     name: str  # "": none is given
+    line: int  # its number, from 1
 
 
 def read_control_points(path: Path, *, checks: Sequence[str] = ()) -> tuple[ControlPoint, ...]:
     """The points of a file, in the order in which it first names them.
 
-    Lines of one name are marks of one point, and without names those of one place. A point without
+    Lines of one name are marks of one point, and without names those of one place. A line that is
+    there again counts once; a line in the log says so. A point without
     coordinates (NaN) can end a scale bar; without a height it counts horizontally.
 
     Args:
@@ -75,9 +78,7 @@ def read_control_points(path: Path, *, checks: Sequence[str] = ()) -> tuple[Cont
     for name, own in by_name.items():
         if len({str(row.geo) for row in own}) > 1:
             raise ConfigError(f"{path}: {name} has several places")
-        images = [row.mark.image_name for row in own]
-        if len(set(images)) < len(images):
-            raise ConfigError(f"{path}: {name} is marked twice in one image")
+        by_name[name] = _once_each(path, name, own)
     fixes = _fixes(path, header, [own[0].geo for own in by_name.values()])
     return tuple(
         ControlPoint(
@@ -88,6 +89,33 @@ def read_control_points(path: Path, *, checks: Sequence[str] = ()) -> tuple[Cont
         )
         for (name, own), fix in zip(by_name.items(), fixes, strict=True)
     )
+
+
+def _once_each(path: Path, name: str, rows: Sequence[_Row]) -> list[_Row]:
+    """The rows of a point without those that are there again.
+
+    Raises:
+        ConfigError: one image has it in two places.
+    """
+    by_image: dict[str, _Row] = {}
+    repeated = []
+    for row in rows:
+        first = by_image.setdefault(row.mark.image_name.lower(), row)
+        if first is row:
+            continue
+        if first.mark.xy != row.mark.xy:
+            raise ConfigError(
+                f"{path}: {name} is marked twice in {row.mark.image_name}, in lines {first.line}"
+                f" and {row.line}"
+            )
+        repeated.append(row)
+    if repeated:
+        lines = ", ".join(str(row.line) for row in repeated[:_MAX_NAMED])
+        more = f" and {len(repeated) - _MAX_NAMED} more" if len(repeated) > _MAX_NAMED else ""
+        logger.warning(
+            "%s: lines that repeat others count once: %s%s (%s)", path, lines, more, name
+        )
+    return list(by_image.values())
 
 
 def read_scale_bar(
@@ -173,7 +201,7 @@ def _row_of(path: Path, number: int, line: str) -> _Row:
     if not name.isprintable():
         raise ConfigError(f"{path}: line {number} has a name that cannot be printed")
     mark = ImageMark(image_name=image_name, xy=(im_x, im_y))
-    return _Row(geo=(x, y, z), mark=mark, name=name)
+    return _Row(geo=(x, y, z), mark=mark, name=name, line=number)
 
 
 def _fixes(

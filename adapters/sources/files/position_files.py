@@ -21,6 +21,7 @@ from engine.regular_files import read_regular_file
 from engine.types import GpsFix
 
 _MAX_BYTES = 256 * 2**20
+_MAX_NAMED = 3  # rows in a line
 _NAMES = ("name", "image", "file", "filename", "imagename", "photo", "label", "path")
 _LATITUDES = ("latitude", "lat", "latitudedeg", "gpslatitude")
 _LONGITUDES = ("longitude", "lon", "lng", "long", "longitudedeg", "gpslongitude")
@@ -39,14 +40,21 @@ class NamedPositions:
 
     by_name: Mapping[str, GpsFix]  # whole paths as given, in lower case
     num_rows: int
-    num_unusable: int  # of these
+    unusable: tuple[str, ...]  # the names of those of these that hold no position
+
+    @property
+    def num_unusable(self) -> int:
+        """How many of the rows hold no position."""
+        return len(self.unusable)
 
     @property
     def words(self) -> str:
         """What could not be used; empty where all could."""
         if not self.num_unusable:
             return ""
-        return f"{self.num_unusable} of the {self.num_rows} rows of positions hold none"
+        more = self.num_unusable - _MAX_NAMED
+        named = ", ".join(self.unusable[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+        return f"{self.num_unusable} of the {self.num_rows} rows of positions hold none: {named}"
 
     def among(self, photos: Iterable[PurePosixPath]) -> PhotoPositions:
         """The positions of photos by their paths; the longest name that fits a photo wins.
@@ -143,7 +151,8 @@ def read_position_files(paths: Sequence[str]) -> NamedPositions:
         ConfigError: one cannot be read, or holds no positions of named photos.
     """
     by_name: dict[str, GpsFix] = {}
-    num_rows = num_unusable = 0
+    num_rows = 0
+    unusable: list[str] = []
     for path in paths:
         rows = list(_rows_of(Path(path)))
         found = {name: fix for name, fix in rows if isinstance(fix, GpsFix)}
@@ -152,8 +161,8 @@ def read_position_files(paths: Sequence[str]) -> NamedPositions:
             raise _no_positions(Path(path), next(problems, "it has no row with a name"))
         by_name |= found
         num_rows += len(rows)
-        num_unusable += sum(isinstance(fix, str) for _, fix in rows)
-    return NamedPositions(by_name=by_name, num_rows=num_rows, num_unusable=num_unusable)
+        unusable += [name for name, fix in rows if isinstance(fix, str)]
+    return NamedPositions(by_name=by_name, num_rows=num_rows, unusable=tuple(unusable))
 
 
 def _no_positions(path: Path, why: str) -> ConfigError:

@@ -679,26 +679,49 @@ def _other_focal(evidence: MapEvidence, camera: CameraFigures, name: str) -> Rea
 def _help_with(kind: str, camera: CameraFigures, evidence: MapEvidence) -> str:
     if kind in ("zoom", "missing"):
         return "keep the zoom while filming, or photograph each zoom on its own"
-    if kind in FOCAL_UNSURE and evidence.flying_height_m is not None:
-        return _help_with_heights(camera, evidence.flying_height_m)
     if kind in FOCAL_UNSURE:
-        return (
-            "to be sure, film longer and move sideways or around something, or give the focal"
-            " length of a good map by this camera (cameras.focal_px) or the calibration by a target"
-            " (--calibration)"
+        return help_with_focal(
+            observed_sigma_ratio=camera.observed_sigma_ratio,
+            prior_sigma_ratio=camera.prior_sigma_ratio,
+            flying_height_m=evidence.flying_height_m,
         )
     return "give its calibration (cameras.focal_px, --calibration) to be sure"
 
 
-def _help_with_heights(camera: CameraFigures, flying_height_m: float) -> str:
-    """What an unsure focal length is to a flight over nearly flat ground."""
-    observed, prior = camera.observed_sigma_ratio, camera.prior_sigma_ratio
-    known = prior if observed is None else min(observed, prior)
+def help_with_focal(
+    *,
+    observed_sigma_ratio: float | None,
+    prior_sigma_ratio: float,
+    flying_height_m: float | None,
+    has_control: bool = False,
+) -> str:
+    """What an unsure focal length is to a map, and what helps.
+
+    Args:
+        observed_sigma_ratio: one standard deviation by the images; None: they say none.
+        prior_sigma_ratio: likewise, by what was known beforehand.
+        flying_height_m: of cameras that looked down on nearly flat ground; None: others.
+        has_control: the map lies on control points with heights.
+    """
+    give = (
+        "give the focal length of a good map by this camera (cameras.focal_px) or the calibration"
+        " by a target (--calibration)"
+    )
+    if flying_height_m is None:
+        return f"to be sure, film longer and move sideways or around something, or {give}"
+    observed, prior = observed_sigma_ratio, prior_sigma_ratio
+    known = min(prior if observed is None else min(observed, prior), 1.0)
+    seen = f"seen from {flying_height_m:.0f} m above nearly flat ground"
+    if has_control:
+        return (
+            f"{seen}, it leaves the cameras' own heights unsure by about"
+            f" {known * flying_height_m:.2g} m, and that by which things stand out of the ground by"
+            f" about {known:.0%} of it; the control points settle the heights of the ground; to be"
+            f" sure, {give}"
+        )
     return (
-        f"seen from {flying_height_m:.0f} m above nearly flat ground, it leaves heights in the map"
-        f" unsure by about {min(known, 1.0) * flying_height_m:.2g} m: ground control with heights"
-        " settles them (--gcp), or give the focal length of a good map by this camera"
-        " (cameras.focal_px) or the calibration by a target (--calibration)"
+        f"{seen}, it leaves heights in the map unsure by about {known * flying_height_m:.2g} m:"
+        f" ground control with heights settles them (--gcp), or {give}"
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from engine.geometry import camera_center, rotation_from_vector
 from engine.mapping.model.calibration_control import wanted_focal
 from engine.mapping.model.sparse_map import SparseMap
-from engine.mapping.verdict.flying_height import flying_height_m
+from engine.mapping.verdict.flying_height import flying_height_m, flying_height_of_model_m
 from engine.mapping.verdict.map_evidence import Beside, MapEvidence, gather
 from engine.matching.scene_graph import SceneGraph
 from engine.types import FrameId, ImagePair
@@ -219,3 +219,5 @@ def test_the_flying_height_is_that_of_cameras_that_look_down_on_flat_ground(
     if height_m is not None:
         assert height_m == pytest.approx(3.0 * (FLIGHT_HEIGHT - relief / 2.0), rel=0.1)
     assert flying_height_m(sparse_map, None) is None
+    stored = flying_height_of_model_m(sparse_map.reconstruction, 3.0 * np.eye(3, 4))
+    assert stored == (None if height_m is None else pytest.approx(height_m, rel=0.02))

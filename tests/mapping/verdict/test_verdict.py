@@ -14,6 +14,7 @@ from engine.mapping.model.calibration_control import WantedFocal
 from engine.mapping.verdict.map_evidence import MapEvidence, PairsEvidence, PlaceEvidence
 from engine.mapping.verdict.part_evidence import ContestedPart, PartsEvidence, ThinJoint, TornPart
 from engine.mapping.verdict.patch_evidence import HeldByPatch
+from engine.mapping.verdict.placed_later import with_advice_of_place
 from engine.mapping.verdict.verdict import judge
 from engine.types import (
     CalibrationOrigin,
@@ -507,6 +508,32 @@ def test_an_unsure_focal_length_of_a_flight_over_flat_ground_is_said_in_heights(
     assert words in reason.sentence
     assert "ground control with heights" in reason.sentence
     assert "sideways" not in reason.sentence
+
+
+def test_advice_on_an_unsure_focal_length_follows_a_map_that_is_laid_out_later() -> None:
+    doubted = camera(
+        observed_sigma_ratio=0.12,
+        doubts=("the images leave doubt about the focal length",),
+        doubt_kinds=("unsure",),
+    )
+    before = judge(evidence(cameras=(doubted,)))
+    records = [doubted.as_record()]
+
+    def sentence(height_m: float | None, *, has_control: bool) -> str:
+        (reason,) = with_advice_of_place(
+            before, records, flying_height_m=height_m, has_control=has_control
+        ).reasons
+        return reason.sentence
+
+    assert "sideways" in sentence(None, has_control=False)
+    by_positions = sentence(35.0, has_control=False)
+    assert by_positions == only_reason(evidence(cameras=(doubted,), flying_height_m=35.0)).sentence
+    by_control = sentence(35.0, has_control=True)
+    assert "control points settle the heights of the ground" in by_control
+    assert "--gcp" not in by_control
+    assert "unsure by about 4.2 m" in by_control
+    other = [{**records[0], "doubts": ["it is odd"]}]
+    assert with_advice_of_place(before, other, flying_height_m=35.0, has_control=False) == before
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,16 @@ def test_other_systems_than_wgs84_need_a_package(
         read(tmp_path / "g.txt", "EPSG:32632\n443538 5261080 1 5 5 a.jpg P1\n")
 
 
+def test_lines_that_repeat_others_count_once_and_are_announced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = "8 47 1 5 5 a.jpg P\n"
+    (point,) = read(tmp_path / "g.txt", f"EPSG:4326\n{row}8 47 1 6 5 b.jpg P\n{row}{row}")
+    assert [mark.image_name for mark in point.marks] == ["a.jpg", "b.jpg"]
+    (said,) = caplog.messages
+    assert said.endswith("g.txt: lines that repeat others count once: 4, 5 (P)")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -132,7 +142,10 @@ def test_other_systems_than_wgs84_need_a_package(
         ("EPSG:4326\n47 98 1 5 5 a.jpg\n", "is no place in EPSG:4326"),
         ("EPSG:4326\n8 47 1e9 5 5 a.jpg\n", "is no place in EPSG:4326"),
         ("EPSG:4326\n8 47 1 5 5 a.jpg P\n8 46 1 5 5 b.jpg P\n", "P has several places"),
-        ("EPSG:4326\n8 47 1 5 5 a.jpg P\n8 47 1 6 5 a.jpg P\n", "P is marked twice"),
+        (
+            "EPSG:4326\n8 47 1 5 5 a.jpg P\n\n8 47 1 6 5 A.jpg P\n",
+            "P is marked twice in A.jpg, in lines 2 and 4",
+        ),
         ("EPSG:4326\n8 47 1 5 5 a.jpg \x1b[2J\n", "cannot be printed"),
         ("8 47 1 5 5 a.jpg P1\n8 47 1 5 5 b.jpg P1\n", "its first line is no coordinate system"),
         ("EPSG:999999\n8 47 1 5 5 a.jpg P1\n", "is no coordinate system"),

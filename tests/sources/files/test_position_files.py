@@ -94,7 +94,7 @@ def test_rows_without_a_position_are_counted_and_a_later_file_wins(tmp_path: Pat
     second.write_text("name,lat,lon\na.jpg,3,3\n")
     found = read_position_files([str(first), str(second)])
     assert (found.num_rows, found.num_unusable) == (5, 3)
-    assert found.words == "3 of the 5 rows of positions hold none"
+    assert found.words == "3 of the 5 rows of positions hold none: b.jpg, c.jpg, d.jpg"
     photo = PurePosixPath("a.jpg")
     assert found.among([photo]).by_photo[photo].latitude_deg == 3.0
 
