@@ -1028,8 +1028,23 @@ def _dense_lines(outcome: RunOutcome) -> list[str]:
     folder = outcome.path / "products"
     return [
         f"dense map: depth of {dense['keyframes_with_depth']} keyframes in {folder}"
-        f" ({', '.join(products)}){more}"
+        f" ({', '.join(products)}){_crs_words(outcome, products)}{more}"
     ]
+
+
+def _crs_words(outcome: RunOutcome, products: Sequence[str]) -> str:
+    """The CRS of the products, or how to get GeoTIFFs of a map with a place."""
+    from adapters.install_advice import how_to_install
+    from engine.output.products_again import FORMER_FRAME
+
+    dense: dict[str, Any] = outcome.summary["dense"]
+    epsg = (dense.get("written") or {}).get("epsg")
+    if epsg is not None:
+        return f", GeoTIFFs in EPSG:{epsg}"
+    is_placed = outcome.summary.get("georeference") and not dense.get(FORMER_FRAME)
+    if not (is_placed and "orthophoto.png" in products):
+        return ""
+    return f"; for GeoTIFFs in UTM: {how_to_install('survey')}, then livesfm resume {outcome.path}"
 
 
 def _place_lines(outcome: RunOutcome) -> list[str]:
