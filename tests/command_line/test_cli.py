@@ -348,6 +348,29 @@ def test_the_line_of_the_dense_map_names_the_crs_or_how_to_get_geotiffs(
     assert "for GeoTIFFs" not in output
 
 
+def test_the_last_lines_count_what_was_not_used(launches: Launches) -> None:
+    launches.summary = {"frames_dropped": {}, "left_out": []}
+    assert "dropped" not in livesfm("run", "photos", "--out", "there").output
+    left_out = {"source": "photos", "reason": "no photo", "example": "a", "is_missed": True}
+    launches.summary = {
+        "frames_dropped": {"unreadable": 3, "failed": 1},
+        "left_out": [
+            {**left_out, "kind": ".psd", "num_files": 2},
+            {**left_out, "kind": ".gif", "num_files": 1},
+            {**left_out, "kind": ".txt", "num_files": 7, "is_missed": False},
+            {**left_out, "kind": "telemetry", "num_files": 1},
+        ],
+    }
+    lines = livesfm("run", "photos", "--out", "there").output.splitlines()
+    counted = "4 frames dropped, 3 files left out, 1 telemetry message left out"
+    assert f"{counted}: see there/summary.json" in lines
+    Path("there").mkdir()
+    Path("there/report.html").touch()
+    launches.summary["left_out"] = []
+    lines = livesfm("run", "photos", "--out", "there", "--overwrite").output.splitlines()
+    assert "4 frames dropped: see the report" in lines
+
+
 def test_a_recording_is_looked_at_in_a_browser_where_there_is_no_screen(
     launches: Launches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
