@@ -23,6 +23,7 @@ import re
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -483,6 +484,8 @@ def export(
     )
     if map_number == 0 and not without_doubted:
         _say_if_doubted(run_folder)
+    if num_dense is not None:
+        _say_if_depth_is_left_out(run_folder)
     for note in written.notes:
         typer.echo(note)
     for number, num_keyframes in sorted(written.left_out.items()):
@@ -947,6 +950,7 @@ def _finish(
         *_report_lines(outcome),
         *_dense_lines(outcome),
         *_place_lines(outcome),
+        *_unused_lines(outcome),
         *_fault_lines(outcome),
     ]
     for line in [*lines, *_verdict_lines(outcome, is_made=is_made), *not_laid]:
@@ -1028,14 +1032,46 @@ def _dense_lines(outcome: RunOutcome) -> list[str]:
     folder = outcome.path / "products"
     return [
         f"dense map: depth of {dense['keyframes_with_depth']} keyframes in {folder}"
-        f" ({', '.join(products)}){more}"
+        f" ({', '.join(products)}){_crs_words(outcome, products)}{more}"
     ]
+
+
+def _crs_words(outcome: RunOutcome, products: Sequence[str]) -> str:
+    """The CRS of the products, or how to get GeoTIFFs of a map with a place."""
+    from adapters.install_advice import how_to_install
+    from engine.output.products_again import FORMER_FRAME
+
+    dense: dict[str, Any] = outcome.summary["dense"]
+    epsg = (dense.get("written") or {}).get("epsg")
+    if epsg is not None:
+        return f", GeoTIFFs in EPSG:{epsg}"
+    is_placed = outcome.summary.get("georeference") and not dense.get(FORMER_FRAME)
+    if not (is_placed and "orthophoto.png" in products):
+        return ""
+    return f"; for GeoTIFFs in UTM: {how_to_install('survey')}, then livesfm resume {outcome.path}"
 
 
 def _place_lines(outcome: RunOutcome) -> list[str]:
     """Why the map has no place on the globe although there are positions."""
     why = outcome.summary.get("not_georeferenced")
     return [f"not georeferenced: {why}"] if why else []
+
+
+def _unused_lines(outcome: RunOutcome) -> list[str]:
+    """How much of what came was not used, but for files that nobody expects to be."""
+    from adapters.report.words import count
+
+    num_dropped = sum(outcome.summary.get("frames_dropped", {}).values())
+    nums_left_out: Counter[str] = Counter()
+    for one in outcome.summary.get("left_out", []):
+        if one["is_missed"]:
+            noun = "telemetry message" if one["kind"] == "telemetry" else "file"
+            nums_left_out[noun] += one["num_files"]
+    counted = [f"{count(num_dropped, 'frame')} dropped"] if num_dropped else []
+    counted += [f"{count(num, noun)} left out" for noun, num in nums_left_out.items()]
+    has_report = (outcome.path / "report.html").exists()
+    where = "the report" if has_report else outcome.path / "summary.json"
+    return [f"{', '.join(counted)}: see {where}"] if counted else []
 
 
 def _fault_lines(outcome: RunOutcome) -> list[str]:
@@ -1147,6 +1183,25 @@ def _say_if_doubted(run_folder: Path) -> None:
         return
     why = f": {verdict.reasons[0].sentence}" if verdict.reasons else ""
     typer.echo(f"the map is {verdict.level}{why}")
+
+
+def _say_if_depth_is_left_out(run_folder: Path) -> None:
+    """Says how the dense map of a run is finished where keyframes had no turn for depth."""
+    from adapters.report.summary import read_summary
+    from adapters.report.words import count
+    from engine.regular_files import read_regular_file
+
+    path = run_folder / "summary.json"
+    try:
+        summary = read_summary(read_regular_file(path, max_bytes=_MAX_SUMMARY_BYTES))
+    except (OSError, ValueError):
+        return  # the run goes on, or broke off
+    num_left = sum(summary.dense.keyframes_without.get(why, 0) for why in _MADE_BY_RESUME)
+    if num_left:
+        typer.echo(
+            f"the dense map is unfinished, without the depth of {count(num_left, 'keyframe')};"
+            f" before an export of all: livesfm resume {run_folder} --set dense.max_cpu_share=0.9"
+        )
 
 
 def _print_table(table: Table) -> None:

@@ -183,6 +183,11 @@ _FORMER_FRAME = (
     "The products lie in the former frame of the map: it was laid out later, and they could not be"
     " made again there."
 )
+_NO_GEOTIFF = (
+    "Orthophoto and surface model are PNGs with world files, in metres east and north of the"
+    " map's origin, because packages of the extra survey are missing. For GeoTIFFs in the UTM"
+    " zone: tools/setup survey, then livesfm resume with this run."
+)
 
 
 def products_section(record: RunRecord) -> Section | None:
@@ -196,15 +201,34 @@ def products_section(record: RunRecord) -> Section | None:
             missing.append(f"{_PRODUCT_NAMES[draw]} cannot be shown: {short(_why(error))}.")
     if not (figures or missing):
         return None
-    return Section(key="products", title="Products", figures=tuple(figures), missing=tuple(missing))
+    return Section(
+        key="products",
+        title="Products",
+        words=(_NO_GEOTIFF,) * _lacks_geotiff(record),
+        figures=tuple(figures),
+        missing=tuple(missing),
+    )
+
+
+def _lacks_geotiff(record: RunRecord) -> bool:
+    """Whether the orthophoto of a map with a place is a PNG."""
+    is_placed = record.summary.georeference is not None
+    is_former = record.summary.dense.products_in_former_frame
+    return is_placed and not is_former and (record.path / "products" / "orthophoto.png").exists()
+
+
+def _raster_in_words(raster: pictures.Raster, unit: str) -> str:
+    """A raster's file, size, and where it lies."""
+    width, height = raster.size
+    cell = f", {number(raster.cell)} {unit} a pixel" if raster.cell is not None else ""
+    crs = f", EPSG:{raster.epsg}" if raster.epsg is not None else ""
+    return f"products/{raster.name}: {width:,} x {height:,} px{cell}{crs}."
 
 
 def _orthophoto(record: RunRecord) -> list[Figure]:
     raster = pictures.read_raster(record.path / "products" / "orthophoto")
     if raster is None:
         return []
-    width, height = raster.size
-    cell = f", {number(raster.cell)} {record.unit} a pixel" if raster.cell is not None else ""
     return [
         Figure(
             title="Orthophoto",
@@ -214,7 +238,7 @@ def _orthophoto(record: RunRecord) -> list[Figure]:
                 unit=record.unit,
                 label="The orthophoto, small",
             ),
-            caption=f"products/orthophoto: {width:,} x {height:,} px{cell}.",
+            caption=_raster_in_words(raster, record.unit),
         )
     ]
 
@@ -225,8 +249,6 @@ def _surface(record: RunRecord) -> list[Figure]:
         return []
     heights = np.asarray(raster.values, np.float32)
     shaded, low, high = pictures.hillshade(heights, raster.shown_cell or 1.0)
-    width, height = raster.size
-    cell = f", {number(raster.cell)} {record.unit} a pixel" if raster.cell is not None else ""
     return [
         Figure(
             title="Surface model",
@@ -236,7 +258,7 @@ def _surface(record: RunRecord) -> list[Figure]:
                 unit=record.unit,
                 label="Heights of the surface, shaded",
             ),
-            caption=f"products/dsm: {width:,} x {height:,} px{cell}. From blue,"
+            caption=f"{_raster_in_words(raster, record.unit)} From blue,"
             f" {fixed(low, 1)} {record.unit}, to light red, {fixed(high, 1)} {record.unit}; lit"
             " from the north-west.",
         )

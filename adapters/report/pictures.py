@@ -29,7 +29,9 @@ _EDGE_PX = 1000  # of a picture
 _QUALITY = 78
 _MAX_PIXELS = 80_000_000  # of a raster that is decoded
 _MAX_FILE_BYTES = 2**32
-_PIXEL_SCALE = 33550  # GeoTIFF's tag (OGC 19-008r4, 7.1.2)
+_PIXEL_SCALE, _GEO_KEYS = 33550, 34735  # GeoTIFF's tags (OGC 19-008r4, 7.1.2)
+_PROJECTED_CRS = 3072  # its key of an EPSG code
+_EPSG_CODES = range(1024, 32767)  # what that key may hold but for private codes
 _NO_HEIGHT = -9999.0
 _DENSE_EDGE_PX = 640
 _MAX_DENSE_POINTS = 1_500_000  # that are drawn
@@ -47,6 +49,8 @@ class Raster:
     cell: float | None  # edge of a pixel of the file, m or map units; None: it does not say
     shown_cell: float | None  # of a pixel here
     size: tuple[int, int]  # of the file, px
+    name: str  # of the file
+    epsg: int | None  # the CRS of the file; None: it has none
 
 
 def data_uri(pixels: Uint8Array, *, is_drawing: bool = False) -> str:
@@ -115,14 +119,14 @@ def read_raster(stem: Path) -> Raster | None:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             with Image.open(path, formats=("TIFF", "PNG")) as image:
-                return _small(image)
+                return _small(image, path.name)
         except (Image.DecompressionBombError, SyntaxError) as error:
             raise ValueError(f"{path.name}: {error}") from error
 
 
-def _small(image: PILImage.Image) -> Raster:
+def _small(image: PILImage.Image, name: str) -> Raster:
     width, height = size = image.size
-    cell, lowest, step = _cell_of(image), 0.0, 1.0
+    cell, epsg, lowest, step = _cell_of(image), _epsg_of(image), 0.0, 1.0
     if heights := re.search(
         r"height = (\S+) \+ (\S+) \* value", str(image.info.get("Heights", ""))
     ):
@@ -136,7 +140,12 @@ def _small(image: PILImage.Image) -> Raster:
     shown_cell = None if cell is None else cell * width / image.width * shrink
     if is_color:
         return Raster(
-            values=_shrunk_rgba(values, shrink), cell=cell, shown_cell=shown_cell, size=size
+            values=_shrunk_rgba(values, shrink),
+            cell=cell,
+            shown_cell=shown_cell,
+            size=size,
+            name=name,
+            epsg=epsg,
         )
     known = values > (_NO_HEIGHT if image.mode == "F" else 0)
     metres = np.where(known, lowest + step * values.astype(np.float64), np.nan)
@@ -145,6 +154,8 @@ def _small(image: PILImage.Image) -> Raster:
         cell=cell,
         shown_cell=shown_cell,
         size=size,
+        name=name,
+        epsg=epsg,
     )
 
 
@@ -157,6 +168,17 @@ def _cell_of(image: PILImage.Image) -> float | None:
     except (IndexError, TypeError, ValueError):
         return None
     return cell if math.isfinite(cell) and cell > 0.0 else None
+
+
+def _epsg_of(image: PILImage.Image) -> int | None:
+    """The projected CRS that a GeoTIFF names; entries of its keys: key, tag, count, value."""
+    numbers = getattr(image, "tag_v2", {}).get(_GEO_KEYS, ())
+    if not isinstance(numbers, tuple):
+        return None
+    for key, tag, _, value in zip(*(numbers[i::4] for i in range(4)), strict=False):
+        if key == _PROJECTED_CRS and tag == 0 and value in _EPSG_CODES:
+            return int(value)
+    return None
 
 
 def _seek_overview(image: PILImage.Image) -> None:

@@ -20,9 +20,7 @@ _SIGMAS = 4.0
 _LEAST_RAD = math.radians(0.5)  # of tilt and turn; less of it maps that are bent show by themselves
 _LEAST_SCALE_RATIO = 0.01  # likewise
 _MIN_ERROR_M = 1e-3
-_MIN_INFORMATION = (
-    1e-9  # of a turn that nothing tells: its standard deviation is large, not endless
-)
+_MIN_INFORMATION = 1e-9  # of a turn that nothing tells: its deviation is large, not endless
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

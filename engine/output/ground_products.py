@@ -110,6 +110,7 @@ class GroundProducts:
         self._has_said = False  # that packages are missing
         self.coverage: Coverage | None = None  # as it was written last
         self.picture: GroundPicture | None = None  # likewise, in the world
+        self.epsg: int | None = None  # the CRS of the rasters written last; None: in none
 
     def collected(
         self, fused: Iterable[DensePoints], poses: KeyframePoses, *, origin: GpsFix | None
@@ -175,6 +176,7 @@ class GroundProducts:
         self._orthophoto.update(surface, views, self._pixels)
         grid, pixels = self._orthophoto.image(surface.grid)
         write_orthophoto(folder / ORTHOPHOTO_STEM, pixels, replace(place, grid=grid))
+        self.epsg = None if place.utm is None else place.utm.epsg
         self.picture = ground_picture(
             surface,
             pixels,
@@ -190,7 +192,7 @@ class GroundProducts:
             remove_raster(folder / stem)
         for name in (COVERAGE_NAME, MAP_COVERAGE_NAME):
             (folder / name).unlink(missing_ok=True)
-        self.coverage = self.picture = None
+        self.coverage = self.picture = self.epsg = None
 
     def _write_coverage(
         self,
@@ -253,7 +255,7 @@ class GroundProducts:
         if not self._has_said:
             logger.warning(
                 "%s missing: orthophoto and surface model are PNG with a world file, not GeoTIFF;"
-                " pip install 'livesfm[survey]'",
+                " the extra survey brings them (tools/setup survey)",
                 " and ".join(missing),
             )
             self._has_said = True

@@ -64,8 +64,8 @@ def make_products_again(
             origin=origin,
             verdict=Verdict.from_record(summary.get("verdict") or {}),
         )
-        written = _made(run, world, config)
-        _write_dense_figures(run, written)
+        written, epsg = _made(run, world, config)
+        _write_dense_figures(run, written, epsg)
     except (EngineError, OSError) as error:
         return _stay(str(error))
     except KeyboardInterrupt:
@@ -83,8 +83,11 @@ def _stay(why: str) -> str:
     )
 
 
-def _made(run: Path, world: DenseWorld, config: DenseConfig) -> WrittenPoints:
+def _made(run: Path, world: DenseWorld, config: DenseConfig) -> tuple[WrittenPoints, int | None]:
     """Makes the products beside the former ones, and puts them in their place.
+
+    Returns:
+        The points, and the EPSG code of orthophoto and surface model; None: they are in no CRS.
 
     Raises:
         JournalError, OSError: they cannot be written; the former ones are as they were.
@@ -111,7 +114,7 @@ def _made(run: Path, world: DenseWorld, config: DenseConfig) -> WrittenPoints:
     finally:
         for path in (beside, former):
             shutil.rmtree(path, ignore_errors=True)
-    return points
+    return points, None if ground is None else ground.epsg
 
 
 def _poses_of(reconstruction: pycolmap.Reconstruction) -> KeyframePoses:
@@ -131,11 +134,12 @@ def _summary_of(run: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _write_dense_figures(run: Path, written: WrittenPoints) -> None:
+def _write_dense_figures(run: Path, written: WrittenPoints, epsg: int | None) -> None:
     summary = _summary_of(run)
     if not summary:
         return
     dense = {key: one for key, one in summary.get("dense", {}).items() if key != FORMER_FRAME}
-    dense["written"] = {**(dense.get("written") or {}), "points": written.num_points}
+    former = dense.get("written") or {}
+    dense["written"] = {**former, "points": written.num_points, "epsg": epsg}
     record = {**summary, "dense": dense}
     write_atomically(run / "summary.json", f"{json.dumps(record, indent=2)}\n".encode())

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -171,10 +171,11 @@ class _Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Product:
-    """The newest ``products/dense.ply``."""
+    """The newest products."""
 
-    points: int = 0
+    points: int = 0  # of dense.ply
     verdict: str = ""  # on the map; "": none is written
+    epsg: int | None = None  # the CRS of orthophoto and surface model; None: in none
 
 
 class DenseMaking:
@@ -584,12 +585,15 @@ class DenseMaking:
         began_s = self._budget.spent_s
         points = await self._written(DENSE_PLY, functools.partial(self._write_points, world))
         if points is not None:
-            self._product = _Product(points=points.num_points, verdict=world.verdict.level.value)
+            self._product = replace(
+                self._product, points=points.num_points, verdict=world.verdict.level.value
+            )
             if self._ground is not None:
                 write = functools.partial(self._write_ground, world, self._ground, points)
                 if await self._written(GROUND, write) is None:
                     self._is_product_old = True
                 else:
+                    self._product = replace(self._product, epsg=self._ground.epsg)
                     self._show_ground(world)
         spent_s = self._budget.spent_s - began_s
         self._products_s += spent_s

@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 from typer.testing import CliRunner, Result
 
-from adapters import cli
+from adapters import cli, install_advice
 from adapters.doctor import Finding
 from adapters.install_advice import installed_version
 from adapters.launch import LaunchOptions
@@ -314,6 +314,61 @@ def test_the_last_lines_say_what_the_dense_map_came_to(launches: Launches, tmp_p
     assert "(dense.ply, orthophoto.tif); 3 more: livesfm resume" in shown
     launches.summary = {"dense": {"keyframes_with_depth": 0, "keyframes_without": {"budget": 3}}}
     assert "dense map" not in livesfm("run", "photos", "--out", str(run), "--overwrite").output
+
+
+@pytest.mark.parametrize(
+    ("name", "figures", "words"),
+    [
+        ("orthophoto.tif", {"written": {"epsg": 32615}}, "GeoTIFFs in EPSG:32615"),
+        ("orthophoto.png", {"written": {"epsg": None}}, "for GeoTIFFs in UTM: INSTALL survey"),
+        ("orthophoto.png", {"products_in_former_frame": True}, ""),
+        ("dense.ply", {}, ""),
+    ],
+)
+def test_the_line_of_the_dense_map_names_the_crs_or_how_to_get_geotiffs(
+    launches: Launches,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    figures: dict[str, object],
+    words: str,
+) -> None:
+    monkeypatch.setattr(install_advice, "how_to_install", "INSTALL {}".format)
+    products = Path("run/products")
+    products.mkdir(parents=True)
+    (products / name).touch()
+    dense = {"keyframes_with_depth": 7, "keyframes_without": {}}
+    launches.summary = {"georeference": {"origin": {}}, "dense": {**dense, **figures}}
+    lines = livesfm("run", "photos", "--out", "run", "--overwrite").output.splitlines()
+    (line,) = (line for line in lines if line.startswith("dense map: "))
+    assert words in line
+    assert ("GeoTIFF" in line) is bool(words)
+    assert ("livesfm resume run" in line) is words.startswith("for")
+    launches.summary["georeference"] = None
+    output = livesfm("run", "photos", "--out", "run", "--overwrite").output
+    assert "for GeoTIFFs" not in output
+
+
+def test_the_last_lines_count_what_was_not_used(launches: Launches) -> None:
+    launches.summary = {"frames_dropped": {}, "left_out": []}
+    assert "dropped" not in livesfm("run", "photos", "--out", "there").output
+    left_out = {"source": "photos", "reason": "no photo", "example": "a", "is_missed": True}
+    launches.summary = {
+        "frames_dropped": {"unreadable": 3, "failed": 1},
+        "left_out": [
+            {**left_out, "kind": ".psd", "num_files": 2},
+            {**left_out, "kind": ".gif", "num_files": 1},
+            {**left_out, "kind": ".txt", "num_files": 7, "is_missed": False},
+            {**left_out, "kind": "telemetry", "num_files": 1},
+        ],
+    }
+    lines = livesfm("run", "photos", "--out", "there").output.splitlines()
+    counted = "4 frames dropped, 3 files left out, 1 telemetry message left out"
+    assert f"{counted}: see there/summary.json" in lines
+    Path("there").mkdir()
+    Path("there/report.html").touch()
+    launches.summary["left_out"] = []
+    lines = livesfm("run", "photos", "--out", "there", "--overwrite").output.splitlines()
+    assert "4 frames dropped: see the report" in lines
 
 
 def test_a_recording_is_looked_at_in_a_browser_where_there_is_no_screen(

@@ -85,6 +85,8 @@ def test_products_are_made_again_where_the_map_lies_now(
     assert {path.split(".")[0] for path in names} == {"dense", "orthophoto", "dsm", "coverage"}
     assert "products_in_former_frame" not in dense_of(run)
     assert dense_of(run)["written"]["points"] > 500
+    is_geotiff = (run / "products" / "orthophoto.tif").exists()  # with the extra survey
+    assert (dense_of(run)["written"]["epsg"] is not None) is is_geotiff
     assert not list(run.glob(".tmp-*"))
 
 

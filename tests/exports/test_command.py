@@ -53,6 +53,26 @@ def test_dense_points_are_counted_beside_those_of_the_map(tmp_path: Path) -> Non
         assert (f" points, {num_dense} dense points\n" in done.stdout) == is_counted
 
 
+def test_dense_points_of_an_unfinished_dense_map_come_with_the_command_that_finishes_it(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    make_placed_run(run)
+
+    def notes(name: str, option: str, keyframes_without: dict[str, int]) -> list[str]:
+        summary = {"dense": {"keyframes_without": keyframes_without}}
+        (run / "summary.json").write_text(json.dumps(summary))
+        done = livesfm_export(run, tmp_path / name, option)
+        assert done.exit_code == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if "unfinished" in line]
+
+    (note,) = notes("a", "--laz", {"budget": 3, "end_of_run": 1, "nothing_agrees": 2})
+    assert "without the depth of 4 keyframes" in note
+    assert note.endswith(f": livesfm resume {run} --set dense.max_cpu_share=0.9")
+    assert notes("b", "--laz", {"nothing_agrees": 2}) == []
+    assert notes("c", "--ply", {"budget": 3}) == []
+
+
 def test_who_names_no_format_learns_which_trainers_of_splats_take(tmp_path: Path) -> None:
     make_placed_run(tmp_path / "run")
     refused = livesfm_export(tmp_path / "run", tmp_path / "out")

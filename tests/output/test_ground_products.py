@@ -32,7 +32,7 @@ def test_a_georeferenced_map_gives_geotiffs_that_show_things_where_they_are(
 ) -> None:
     rasterio = pytest.importorskip("rasterio", reason="needs the extra survey")
     pyproj = pytest.importorskip("pyproj", reason="needs the extra survey")
-    _write(tmp_path, _POSES, origin=_ORIGIN)
+    assert _write(tmp_path, _POSES, origin=_ORIGIN).epsg == 32630
     with rasterio.open(tmp_path / "dsm.tif") as raster:
         heights = raster.read(1, masked=True)
         assert raster.crs.to_epsg() == 32630
@@ -83,7 +83,8 @@ def test_without_the_extra_there_are_pngs_and_one_notice(
     ]
     notices = [record.getMessage() for record in caplog.records]
     assert len(notices) == 1
-    assert "livesfm[survey]" in notices[0]
+    assert products.epsg is None
+    assert "tools/setup survey" in notices[0]
 
 
 def test_coverage_lies_on_the_globe_where_the_map_does(tmp_path: Path) -> None:

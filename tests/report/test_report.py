@@ -19,8 +19,9 @@ import pytest
 from adapters.report.report import report_page
 from engine.errors import ConfigError
 from engine.geo.map_shift import MapShift
+from engine.geo.utm import utm_grid
 from engine.output.placement_doubts import far_move, with_doubts, wrong_bars
-from engine.types import Verdict
+from engine.types import GpsFix, Verdict
 from tests.support.headless_chromium import CHROMIUM, chromium
 from tests.support.html_pages import Page
 from tests.support.reported_runs import ORIGIN, ReportedRun, noisy_model
@@ -33,6 +34,11 @@ TAGS = {
     *("figure", "figcaption", "img", "table", "caption", "thead", "tbody", "tr", "th", "td"),
     *("svg", "g", "text", "line", "circle", "path", "rect", "image"),
 }
+ORIGIN_FIX = GpsFix(
+    latitude_deg=ORIGIN["latitude_deg"],
+    longitude_deg=ORIGIN["longitude_deg"],
+    altitude_m=ORIGIN["altitude_m"],
+)
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e\n'
 WRONG = {
     "kind": "overlay",
@@ -96,6 +102,27 @@ def test_a_whole_survey_has_every_section(run: ReportedRun) -> None:
         assert words in page.text, words
     assert page.text.count("000003.jpg") >= 2
     assert len([one for one in page.attributes("href") if one.startswith("data:")]) == 4
+
+
+def test_products_name_their_crs(run: ReportedRun) -> None:
+    for package in ("pyproj", "rasterio"):
+        pytest.importorskip(package, reason="needs the extra survey")
+    run.georeference()
+    run.add_products(utm=utm_grid(ORIGIN_FIX))
+    text = page_of(run).text
+    for name in ("orthophoto", "dsm"):
+        assert f"products/{name}.tif: 80 x 60 px, 0.250 m a pixel, EPSG:32615." in text
+    assert "tools/setup survey" not in text
+
+
+def test_products_of_a_placed_map_that_are_pngs_say_how_to_get_geotiffs(run: ReportedRun) -> None:
+    run.add_products()
+    assert "tools/setup survey" not in page_of(run).text
+    run.georeference()
+    assert "For GeoTIFFs in the UTM zone: tools/setup survey, then livesfm" in page_of(run).text
+    run.summary["dense"] = {"products_in_former_frame": True}
+    run.write()
+    assert "tools/setup survey" not in page_of(run).text
 
 
 def test_ground_points_are_listed_with_their_errors_and_check_points_first(

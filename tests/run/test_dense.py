@@ -29,7 +29,9 @@ from engine.dense_types import (
 )
 from engine.errors import JournalError
 from engine.mapping.mapper import Mapper
+from engine.output.dense_products import DenseWorld
 from engine.output.depth_store import DepthStore
+from engine.output.ground_products import GroundProducts
 from engine.output.recorder import Recorder
 from engine.run.dense import CpuBudget, DenseMaking
 from engine.run.engine import Engine, RunOutcome, StoppedBy
@@ -402,6 +404,18 @@ def test_what_a_run_before_used_is_no_part_of_the_budget() -> None:
     assert not budget.has_room_for(1.0)
     used[0] += 10.0
     assert budget.has_room_for(1.0)
+
+
+@pytest.mark.usefixtures("estimates", "_without_budget")
+def test_the_summary_names_the_crs_of_the_orthophoto(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_utm(run_path: Path, world: DenseWorld, ground: GroundProducts, versions: Any) -> None:
+        ground.epsg = 32615
+
+    monkeypatch.setattr(dense_module, "write_ground", in_utm)
+    _, written = a_run(tmp_path / "run", "dense.orthophoto=true")
+    assert written.summary["dense"]["written"]["epsg"] == 32615
 
 
 @pytest.mark.usefixtures("estimates", "_without_budget")

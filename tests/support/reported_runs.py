@@ -14,6 +14,7 @@ import pycolmap
 
 from engine.config import Config, dump_config
 from engine.dense.surface import GroundGrid
+from engine.geo.utm import UtmGrid
 from engine.output.rasters import RasterPlace, write_heights, write_orthophoto
 
 WIDTH, HEIGHT = 320, 240
@@ -109,10 +110,14 @@ class ReportedRun:
         }
         self.write()
 
-    def add_products(self) -> None:
-        """An orthophoto, a surface model and the coverage of the ground around the cameras."""
+    def add_products(self, *, utm: UtmGrid | None = None) -> None:
+        """An orthophoto, a surface model and the coverage of the ground around the cameras.
+
+        Args:
+            utm: the grid that the rasters lie in; None: they are PNGs.
+        """
         grid = GroundGrid(cell=0.25, west=-40, north=30, num_columns=80, num_lines=60)
-        place = RasterPlace(grid=grid, utm=None)
+        place = RasterPlace(grid=grid, utm=utm)
         rgba = np.full((60, 80, 4), 255, np.uint8)
         rgba[:20, :, 3] = 0
         write_orthophoto(self.path / "products" / "orthophoto", rgba, place)

@@ -38,6 +38,7 @@ def with_advice_of_place(
                     observed_sigma_ratio=camera.get("observed_sigma_ratio"),
                     prior_sigma_ratio=camera["prior_sigma_ratio"],
                     flying_height_m=flying_height_m,
+                    is_photos=None,
                     has_control=has_control,
                 )
                 return replace(reason, sentence=f"{name}{found}{advice}")

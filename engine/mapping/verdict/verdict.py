@@ -111,26 +111,30 @@ def _without_map(evidence: MapEvidence) -> Reasons:
     if evidence.turning:
         yield from _turning_stretches(evidence, level=VerdictLevel.WRONG)
         return
+    is_photos = _are_photos((), evidence)
     num_keypoints = float(np.median([len(one.features) for one in evidence.keyframes]))
     if num_keypoints < _FEW_KEYPOINTS:
         cause = (
             f"the images show little that can be matched, {num_keypoints:.0f} keypoints in the"
-            " middle one: film with more light and less blur, things with texture, and come closer"
+            f" middle one: {'take photos' if is_photos else 'film'} with more light and less blur,"
+            " things with texture, and come closer"
         )
     elif len(evidence.keyframes) == 1:
         cause = (
-            "there is one keyframe only, and a map needs several from different places: film"
-            " longer, while walking past what is filmed, or give more photos"
+            "there is one keyframe only, and a map needs several from different places:"
+            f" {'' if is_photos else 'film longer, while walking past what is filmed, or '}give"
+            " more photos"
         )
     elif evidence.num_verified_pairs < len(evidence.keyframes):
         cause = (
-            f"{_pairs_match(evidence)}: film more slowly, with more overlap, so that each place is"
-            " in three images or more"
+            f"{_pairs_match(evidence)}: {'take more photos' if is_photos else 'film more slowly'},"
+            " with more overlap, so that each place is in three images or more"
         )
     else:
         cause = (
             f"{_pairs_match(evidence)}, but no two show the same things from clearly different"
-            " places: walk sideways past what is filmed instead of turning or zooming"
+            f" places: walk sideways past what is {'photographed' if is_photos else 'filmed'}"
+            " instead of turning or zooming"
         )
     yield VerdictReason(kind="no_map", level=VerdictLevel.WRONG, sentence=f"no map: {cause}")
 
@@ -172,7 +176,7 @@ def _disputed(evidence: MapEvidence) -> Reasons:
             sentence=(
                 f"the map is bent: {pairs.far_disputed_ratio:.0%} of the pairs that show the same"
                 f" place at different times contradict it, most of all at {where}: it has drifted,"
-                " or took places that look alike for one; film the way again more slowly, with"
+                f" or took places that look alike for one; {_way_again(ids, evidence)}, with"
                 " more than the repeating surface in view"
             ),
             frame_ids=ids,
@@ -184,8 +188,8 @@ def _disputed(evidence: MapEvidence) -> Reasons:
             level=level,
             sentence=(
                 f"the pairs of {where} contradict their places in the map: leave them out of what"
-                " you make of it (export --without-doubted), or film this part again with more"
-                " overlap"
+                f" you make of it (export --without-doubted), or {_part_again(ids, evidence)} with"
+                " more overlap"
             ),
             frame_ids=ids,
         )
@@ -195,7 +199,7 @@ def _disputed(evidence: MapEvidence) -> Reasons:
         level=level,
         sentence=(
             f"{ratio:.0%} of the matches between keyframes contradict the map, most of all at"
-            f" {where}: {_likely_cause(evidence)}"
+            f" {where}: {_likely_cause(ids, evidence)}"
         ),
         frame_ids=ids,
     )
@@ -216,7 +220,7 @@ def _parts(evidence: MapEvidence) -> Reasons:
                 f"{contested.num_contradicting} of the {contested.num_pairs} pairs between"
                 f" {named(contested.frame_ids, evidence.keyframes)} and the rest of the map"
                 " contradict how it has them to each other: one of the two is in the wrong place,"
-                " or of the wrong size; film the way between them again more slowly, with more"
+                f" or of the wrong size; {_way_between(contested.frame_ids, evidence)}, with more"
                 " overlap"
             ),
             frame_ids=contested.frame_ids,
@@ -228,8 +232,8 @@ def _parts(evidence: MapEvidence) -> Reasons:
             sentence=(
                 f"only {torn.common_ratio:.0%} of what both"
                 f" {named(torn.frame_ids, evidence.keyframes)} and the rest of the map show are the"
-                " same points in it: it has them in two places, or of two sizes; film the way"
-                " between them again more slowly, with more overlap"
+                " same points in it: it has them in two places, or of two sizes;"
+                f" {_way_between(torn.frame_ids, evidence)}, with more overlap"
             ),
             frame_ids=torn.frame_ids,
         )
@@ -240,8 +244,7 @@ def _parts(evidence: MapEvidence) -> Reasons:
             level=VerdictLevel.DOUBTFUL,
             sentence=(
                 f"{joins} {named(thin.frame_ids, evidence.keyframes)} to the rest of the map, and"
-                " places that look alike would do so, too: film the way from one to the other in"
-                " one go"
+                f" places that look alike would do so, too: {_way_across(thin.frame_ids, evidence)}"
             ),
             frame_ids=thin.frame_ids,
         )
@@ -283,7 +286,7 @@ def _unconfirmed(evidence: MapEvidence) -> Reasons:
     yield VerdictReason(
         kind="unconfirmed",
         level=VerdictLevel.DOUBTFUL if is_much else VerdictLevel.GOOD,
-        sentence=f"{found}: film around there again with more overlap",
+        sentence=f"{found}: {_around_again(_ids(weak), evidence)} with more overlap",
         frame_ids=_ids(weak),
     )
 
@@ -304,14 +307,16 @@ def _twice(evidence: MapEvidence) -> Reasons:
         sentence=(
             f"the map is bent: {first} and {second} show the same place, and the map has it twice"
             f" ({len(found)} such pairs contradict it): it has drifted, or took places that look"
-            " alike for one; leave loops.correct on, or film the way again more slowly, with more"
+            f" alike for one; leave loops.correct on, or {_way_again(ids, evidence)}, with more"
             " than a repeating surface in view"
         ),
         frame_ids=ids,
     )
 
 
-def _likely_cause(evidence: MapEvidence) -> str:
+def _likely_cause(ids: Iterable[FrameId], evidence: MapEvidence) -> str:
+    is_photos = _are_photos((), evidence)
+    keep_zoom = _keep_zoom(is_photos=is_photos)
     if not evidence.confirms_pairs:
         return (
             "pairs that no third view confirms were trusted: let them agree with each other"
@@ -322,14 +327,14 @@ def _likely_cause(evidence: MapEvidence) -> str:
         # A wrong lens bends a map a little everywhere; most matches still nearly fit.
         return (
             "places look alike or things move there, and the map may have joined the wrong ones:"
-            " film this part again more slowly, with more overlap, and with what differs around it"
-            " in view"
+            f" {_part_again(ids, evidence, more_slowly=True)}, with more overlap, and with what"
+            " differs around it in view"
         )
     unvouched = [camera for camera in cameras if camera.is_unvouched]
     if not unvouched:
         return (
             f"the calibration that was given is wrong (focal length {_lengths(cameras)}), or the"
-            " camera zoomed: check it, or let the images tell it, and keep the zoom while filming"
+            f" camera zoomed: check it, or let the images tell it, and {keep_zoom}"
         )
     unsure = [
         camera
@@ -338,13 +343,13 @@ def _likely_cause(evidence: MapEvidence) -> str:
     ]
     if unsure:
         return (
-            f"too little motion to know the focal length ({_unsure_lengths(unsure)}): film longer"
-            " and walk sideways past what is filmed, or give the calibration (cameras.focal_px,"
-            " --calibration); if the camera zoomed, keep the zoom while filming"
+            f"too little motion to know the focal length ({_unsure_lengths(unsure)}):"
+            f" {_move_sideways(is_photos=is_photos)}, or give the calibration (cameras.focal_px,"
+            f" --calibration); if the camera zoomed, {keep_zoom}"
         )
     return (
         "the camera zoomed, or its lens is not as the map has it (focal length"
-        f" {_lengths(unvouched)}): keep the zoom while filming, or give the calibration"
+        f" {_lengths(unvouched)}): {keep_zoom}, or give the calibration"
         " (cameras.focal_px, --calibration)"
     )
 
@@ -406,7 +411,7 @@ def _turning(evidence: MapEvidence) -> Reasons:
             level=VerdictLevel.WRONG,
             sentence=(
                 f"the camera turns without moving at {named(_ids(still), evidence.keyframes)}, so"
-                " the map has no depth: film this part again while walking"
+                f" the map has no depth: {_while_walking(_ids(still), evidence)}"
             ),
             frame_ids=_ids(still),
         )
@@ -417,7 +422,7 @@ def _turning(evidence: MapEvidence) -> Reasons:
             level=VerdictLevel.DOUBTFUL,
             sentence=(
                 f"{named(_ids(still), evidence.keyframes)} turn on the spot, so their places are"
-                " uncertain: film this part again while walking"
+                f" uncertain: {_while_walking(_ids(still), evidence)}"
             ),
             frame_ids=_ids(still),
         )
@@ -433,7 +438,7 @@ def _turning_stretches(evidence: MapEvidence, *, level: VerdictLevel) -> Reasons
             level=VerdictLevel.WRONG if registered.issubset(stretch.frame_ids) else level,
             sentence=(
                 f"{where} turn on the spot: the camera turns without moving, which shows no depth;"
-                " film this part again while walking"
+                f" {_while_walking(stretch.frame_ids, evidence)}"
             ),
             frame_ids=stretch.frame_ids,
         )
@@ -453,7 +458,8 @@ def _few_points(evidence: MapEvidence) -> Reasons:
         level=level,
         sentence=(
             f"few points hold {named(_ids(weak), evidence.keyframes)} in place, fewer than"
-            f" {_HELD_POINTS} each: film there again, closer, with more texture and overlap"
+            f" {_HELD_POINTS} each: {_there_again(_ids(weak), evidence)}, closer, with more"
+            " texture and overlap"
         ),
         frame_ids=_ids(weak),
     )
@@ -467,16 +473,14 @@ def _held_by_patch(evidence: MapEvidence) -> Reasons:
     ids = tuple(sorted({i for one in held for i in one.frame_ids}))
     size = f"{max(one.patch_ratio for one in held):.0%} of the image"
     patch = f"a small patch, {size}," if len(held) == 1 else f"small patches, at most {size},"
-    is_photos = all(one.is_photo for one in evidence.keyframes if one.frame_id in ids)
-    again = "take more photos around there" if is_photos else "film around there again"
     them = "it" if len(ids) == 1 else "them"
     yield VerdictReason(
         kind="small_patch",
         level=VerdictLevel.DOUBTFUL,
         sentence=(
             f"nothing but {patch} holds {named(ids, evidence.keyframes)} in place, and what looks"
-            f" the same may be elsewhere, too: {again}, with more overlap in the rest of the image,"
-            f" or leave {them} out (export --without-doubted)"
+            f" the same may be elsewhere, too: {_around_again(ids, evidence)}, with more overlap"
+            f" in the rest of the image, or leave {them} out (export --without-doubted)"
         ),
         frame_ids=ids,
     )
@@ -492,7 +496,8 @@ def _few_keyframes(evidence: MapEvidence) -> Reasons:
             kind="few_keyframes",
             level=VerdictLevel.DOUBTFUL,
             sentence=(
-                f"the map has {num} keyframes, and no third confirms it: film more of the place,"
+                f"the map has {num} keyframes, and no third confirms it:"
+                f" {'take more photos' if _are_photos((), evidence) else 'film more'} of the place,"
                 " with more overlap"
             ),
         )
@@ -511,13 +516,17 @@ def _missing(evidence: MapEvidence) -> Reasons:
     blank = [one for one in missing if not len(one.features)]
     turning = {i for stretch in evidence.turning for i in stretch.frame_ids}
     lost = _time_lost(evidence, longest) if is_long else ""
+    is_photos = _are_photos(ids, evidence)
     if len(blank) > len(missing) / 2:
-        help_words = "the images there are black, blurred or of one colour; film this part again"
+        help_words = (
+            f"the images there are black, blurred or of one colour; {_part_again(ids, evidence)}"
+        )
     elif len(turning.intersection(ids)) > len(missing) / 2:
-        help_words = "the camera turns without moving there; film this part again while walking"
+        help_words = f"the camera turns without moving there; {_while_walking(ids, evidence)}"
     else:
         help_words = (
-            "film this part again, more slowly and with more overlap with what is in the map"
+            f"{_part_again(ids, evidence)}, {'' if is_photos else 'more slowly and '}with more"
+            " overlap with what is in the map"
         )
     yield VerdictReason(
         kind="missing_keyframes",
@@ -609,15 +618,16 @@ def _several_maps(evidence: MapEvidence) -> Reasons:
         f"sparse/{number} has {len(ids)} ({named(ids, evidence.keyframes)})"
         for number, ids in enumerate(evidence.other_maps, start=1)
     ]
+    ids_apart = tuple(frame_id for ids in evidence.other_maps for frame_id in ids)
     yield VerdictReason(
         kind="several_maps",
         level=VerdictLevel.DOUBTFUL,
         sentence=(
             f"there are {1 + len(others)} maps, and nothing shows how they lie to each other: the"
-            f" main one has {len(evidence.places)} keyframes, {' and '.join(others)}; film the way"
-            " from one to the other in one go"
+            f" main one has {len(evidence.places)} keyframes, {' and '.join(others)};"
+            f" {_way_across(ids_apart, evidence)}"
         ),
-        frame_ids=tuple(frame_id for ids in evidence.other_maps for frame_id in ids),
+        frame_ids=ids_apart,
     )
 
 
@@ -647,12 +657,18 @@ def _few_images(evidence: MapEvidence, camera: CameraFigures, name: str) -> Verd
     own = [one.keyframe for one in evidence.places if one.keyframe.calibration_key == key]
     images = [frame_in_words(index=k.index, name=k.name, is_photo=k.is_photo) for k in own]
     which = f" ({' and '.join(images)})" if images else ""
+    is_photos = bool(own) and all(k.is_photo for k in own)
+    more = (
+        "take more photos with it at the same zoom"
+        if is_photos
+        else "keep the zoom while filming, film more with it"
+    )
     return VerdictReason(
         kind="camera_few_images",
         level=VerdictLevel.DOUBTFUL,
         sentence=(
-            f"{name}: its calibration rests on {camera.num_registered} of its images{which}; keep"
-            " the zoom while filming, film more with it, or give its calibration"
+            f"{name}: its calibration rests on {camera.num_registered} of its images{which};"
+            f" {more}, or give its calibration"
         ),
         frame_ids=tuple(one.frame_id for one in own),
     )
@@ -677,13 +693,16 @@ def _other_focal(evidence: MapEvidence, camera: CameraFigures, name: str) -> Rea
 
 
 def _help_with(kind: str, camera: CameraFigures, evidence: MapEvidence) -> str:
+    own = [one for one in evidence.keyframes if one.calibration_key == camera.camera_key]
+    is_photos = bool(own) and all(one.is_photo for one in own)
     if kind in ("zoom", "missing"):
-        return "keep the zoom while filming, or photograph each zoom on its own"
+        return f"{_keep_zoom(is_photos=is_photos)}, or photograph each zoom on its own"
     if kind in FOCAL_UNSURE:
         return help_with_focal(
             observed_sigma_ratio=camera.observed_sigma_ratio,
             prior_sigma_ratio=camera.prior_sigma_ratio,
             flying_height_m=evidence.flying_height_m,
+            is_photos=is_photos,
         )
     return "give its calibration (cameras.focal_px, --calibration) to be sure"
 
@@ -693,6 +712,7 @@ def help_with_focal(
     observed_sigma_ratio: float | None,
     prior_sigma_ratio: float,
     flying_height_m: float | None,
+    is_photos: bool | None,
     has_control: bool = False,
 ) -> str:
     """What an unsure focal length is to a map, and what helps.
@@ -701,6 +721,7 @@ def help_with_focal(
         observed_sigma_ratio: one standard deviation by the images; None: they say none.
         prior_sigma_ratio: likewise, by what was known beforehand.
         flying_height_m: of cameras that looked down on nearly flat ground; None: others.
+        is_photos: whether the camera took photos, and no video; None: that is not known.
         has_control: the map lies on control points with heights.
     """
     give = (
@@ -708,7 +729,9 @@ def help_with_focal(
         " by a target (--calibration)"
     )
     if flying_height_m is None:
-        return f"to be sure, film longer and move sideways or around something, or {give}"
+        more = {True: "take more photos", False: "film longer"}
+        what = "film longer or take more photos" if is_photos is None else more[is_photos]
+        return f"to be sure, {what} and move sideways or around something, or {give}"
     observed, prior = observed_sigma_ratio, prior_sigma_ratio
     known = min(prior if observed is None else min(observed, prior), 1.0)
     seen = f"seen from {flying_height_m:.0f} m above nearly flat ground"
@@ -809,6 +832,74 @@ def _positions(evidence: MapEvidence) -> Reasons:
 
 def _ids(places: Iterable[PlaceEvidence]) -> tuple[FrameId, ...]:
     return tuple(sorted(place.keyframe.frame_id for place in places))
+
+
+# -- what to do ----------------------------------------------------------------------------------
+
+
+def _are_photos(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> bool:
+    """Whether all keyframes that are named are photos; without names, all keyframes."""
+    wanted = set(frame_ids)
+    return all(one.is_photo for one in evidence.keyframes if not wanted or one.frame_id in wanted)
+
+
+def _part_again(
+    frame_ids: Iterable[FrameId], evidence: MapEvidence, *, more_slowly: bool = False
+) -> str:
+    if _are_photos(frame_ids, evidence):
+        return "take more photos there"
+    return f"film this part again{' more slowly' if more_slowly else ''}"
+
+
+def _there_again(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> str:
+    return "take more photos there" if _are_photos(frame_ids, evidence) else "film there again"
+
+
+def _around_again(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> str:
+    is_photos = _are_photos(frame_ids, evidence)
+    return "take more photos around there" if is_photos else "film around there again"
+
+
+def _while_walking(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> str:
+    is_photos = _are_photos(frame_ids, evidence)
+    return (
+        "take more photos there, walking between them"
+        if is_photos
+        else "film this part again while walking"
+    )
+
+
+def _way_again(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> str:
+    is_photos = _are_photos(frame_ids, evidence)
+    return "take more photos along the way" if is_photos else "film the way again more slowly"
+
+
+def _way_between(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> str:
+    return (
+        "take more photos on the way between them"
+        if _are_photos(frame_ids, evidence)
+        else "film the way between them again more slowly"
+    )
+
+
+def _way_across(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> str:
+    return (
+        "take more photos on the way from one to the other"
+        if _are_photos(frame_ids, evidence)
+        else "film the way from one to the other in one go"
+    )
+
+
+def _move_sideways(*, is_photos: bool) -> str:
+    return (
+        "take more photos while walking sideways past what they show"
+        if is_photos
+        else "film longer and walk sideways past what is filmed"
+    )
+
+
+def _keep_zoom(*, is_photos: bool) -> str:
+    return "take all photos with the same zoom" if is_photos else "keep the zoom while filming"
 
 
 _RULES: tuple[Callable[[MapEvidence], Reasons], ...] = (

@@ -148,7 +148,9 @@ def test_a_camera_of_few_images_is_doubted_with_their_names() -> None:
     )
     (reason,) = judge(replace(given, places=places)).reasons
     assert reason.kind == "camera_few_images"
-    assert "rests on 2 of its images (photo 003.jpg and photo 007.jpg); keep" in reason.sentence
+    assert (
+        "rests on 2 of its images (photo 003.jpg and photo 007.jpg); take more" in reason.sentence
+    )
     assert reason.frame_ids == (3, 7)
 
 
@@ -399,6 +401,75 @@ def test_photos_without_a_place_are_a_remark_until_they_are_many(
     assert reason.kind == "missing_keyframes"
     assert "photo 003.jpg" in reason.sentence
     assert reason.frame_ids == missing
+
+
+FEW_PAIRS = {n: {"num_pairs": 1, "num_confirming": 1.0} for n in (3, 9)}
+TURNED = tuple(map(FrameId, (18, 19, 20)))
+ADVICE: list[tuple[dict[str, Any], str, str]] = [
+    ({"missing": (3,)}, "film this part again, more slowly and with", "more photos there, with"),
+    (
+        {
+            "missing": TURNED,
+            "turning": (
+                TurningStretch(
+                    camera_key="camera", frame_ids=TURNED, turned_rad=1.0, is_whole=False
+                ),
+            ),
+        },
+        "film this part again while walking",
+        "take more photos there, walking between them",
+    ),
+    (
+        {"places": {n: {"num_points": 12} for n in (3, 4)}},
+        "film there again, closer",
+        "take more photos there, closer",
+    ),
+    ({"places": FEW_PAIRS}, "film around there again", "take more photos around there"),
+    (
+        {"missing": (19, 20), "other_maps": (TURNED[1:],)},
+        "film the way from one to the other in one go",
+        "take more photos on the way from one to the other",
+    ),
+    ({"num": 2}, "film more of the place", "take more photos of the place"),
+    (
+        {"cameras": (camera(doubts=("it zooms",), doubt_kinds=("missing",)),)},
+        "keep the zoom while filming",
+        "take all photos with the same zoom",
+    ),
+]
+
+
+@pytest.mark.parametrize(("known", "of_video", "of_photos"), ADVICE)
+def test_photos_are_to_be_taken_and_videos_to_be_filmed_again(
+    known: dict[str, Any], of_video: str, of_photos: str
+) -> None:
+    filmed = [one.sentence for one in judge(evidence(**known)).reasons]
+    assert any(of_video in sentence for sentence in filmed)
+    photographed = [one.sentence for one in judge(evidence(is_photo=True, **known)).reasons]
+    assert any(of_photos in sentence for sentence in photographed)
+    assert not any("film" in sentence for sentence in photographed)
+
+
+def test_what_is_named_of_photos_and_a_video_is_to_be_filmed_again() -> None:
+    given = evidence(missing=(3, 9))
+    mixed = tuple(replace(one, is_photo=one.frame_id == 3) for one in given.keyframes)
+    assert "film this part again" in only_reason(replace(given, keyframes=mixed)).sentence
+    of_photo = replace(given, keyframes=mixed, places=(*given.places, place(mixed[8])))
+    assert "take more photos there" in only_reason(of_photo).sentence
+
+
+@pytest.mark.parametrize("num_keypoints", [20, 400])
+@pytest.mark.parametrize("num_pairs", [1, 6])
+@pytest.mark.parametrize("num", [1, 3])
+def test_nobody_is_to_film_for_a_map_of_photos(
+    num_keypoints: int, num_pairs: int, num: int
+) -> None:
+    photos = tuple(
+        keyframe(n, is_photo=True, num_keypoints=num_keypoints) for n in range(1, num + 1)
+    )
+    reason = only_reason(MapEvidence(keyframes=photos, places=(), num_verified_pairs=num_pairs))
+    assert reason.kind == "no_map"
+    assert "film" not in reason.sentence
 
 
 def test_a_time_of_a_video_without_a_pose_is_stated_though_the_map_is_whole() -> None:
