@@ -432,7 +432,7 @@ def test_noteworthy_events_are_logged_with_their_level(rows: dict[str, Rows]) ->
     assert ("WARN", "the disk is nearly full") in logged
     assert ("INFO", "snapshot 000001: 15 keyframes, 600 points") in logged
     first, second = (text for level, text in logged if level == "ERROR")
-    assert first.startswith("verdict wrong: frames 10 to 15 turn on the spot")
+    assert first.startswith("so far the map is wrong: frames 10 to 15 turn on the spot")
     assert second.startswith("  - frames 20 to 25 turn on the spot")
     assert Counter(level for level, _ in logged) == {"INFO": 6, "WARN": 2, "ERROR": 2}
 
