@@ -162,7 +162,7 @@ def gather(
         pairs_per_keyframe: how many pairs of each keyframe are examined, at least.
         num_asked: how many pairs that contradict a part are confirmed by third views, at most.
         asks_of_all: whether third views are asked of all pairs where many contradict the map, or of
-            those alone that do, for a fifth of the time.
+            those alone that do, which takes less time.
     """
     ids = sparse_map.registered_ids
     pairs = graph.edges_among(ids)

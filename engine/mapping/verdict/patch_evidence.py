@@ -108,9 +108,9 @@ def find_held_by_patch(
 def beyond_patches(
     sparse_map: SparseMap, contradictions: Sequence[tuple[VerifiedPair, Contradiction]]
 ) -> tuple[Contradiction, ...]:
-    """Pairs that contradict a map by more than a small patch of both their images.
+    """What contradicts a map, but for pairs whose matches are all of a small patch.
 
-    What looks the same elsewhere makes such pairs as well as it holds keyframes in a wrong place.
+    What looks the same elsewhere makes such pairs, as it holds keyframes in a wrong place.
 
     Args:
         sparse_map: the map.

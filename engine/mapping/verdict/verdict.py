@@ -11,6 +11,7 @@ is, and what to do. Reasons of a good map are remarks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -71,6 +72,35 @@ _IMPOSSIBLE = ("flaw",)  # kinds of doubt about a camera: what no lens can have
 _ZOOM = "zoom"  # that pairs show, and no map confirms
 
 Reasons = Iterator[VerdictReason]
+
+
+@dataclass(frozen=True, slots=True)
+class _Advice:
+    """What to do, in words for who films and for who takes photos."""
+
+    to_who_films: str
+    to_photographers: str
+
+
+_PART_AGAIN = _Advice("film this part again", "take more photos there")
+_PART_MORE_SLOWLY = _Advice("film this part again more slowly", "take more photos there")
+_THERE_AGAIN = _Advice("film there again", "take more photos there")
+_AROUND_AGAIN = _Advice("film around there again", "take more photos around there")
+_WHILE_WALKING = _Advice(
+    "film this part again while walking", "take more photos there, walking between them"
+)
+_WAY_AGAIN = _Advice("film the way again more slowly", "take more photos along the way")
+_WAY_BETWEEN = _Advice(
+    "film the way between them again more slowly", "take more photos on the way between them"
+)
+_WAY_ACROSS = _Advice(
+    "film the way from one to the other in one go",
+    "take more photos on the way from one to the other",
+)
+_MOVE_SIDEWAYS = _Advice(
+    "film longer and walk sideways past what is filmed",
+    "take more photos while walking sideways past what they show",
+)
 
 
 def judge(evidence: MapEvidence) -> Verdict:
@@ -176,7 +206,8 @@ def _disputed(evidence: MapEvidence) -> Reasons:
             sentence=(
                 f"the map is bent: {pairs.far_disputed_ratio:.0%} of the pairs that show the same"
                 f" place at different times contradict it, most of all at {where}: it has drifted,"
-                f" or took places that look alike for one; {_way_again(ids, evidence)}, with"
+                " or took places that look alike for one;"
+                f" {_advice(_WAY_AGAIN, ids, evidence)}, with"
                 " more than the repeating surface in view"
             ),
             frame_ids=ids,
@@ -188,7 +219,8 @@ def _disputed(evidence: MapEvidence) -> Reasons:
             level=level,
             sentence=(
                 f"the pairs of {where} contradict their places in the map: leave them out of what"
-                f" you make of it (export --without-doubted), or {_part_again(ids, evidence)} with"
+                " you make of it (export --without-doubted), or"
+                f" {_advice(_PART_AGAIN, ids, evidence)} with"
                 " more overlap"
             ),
             frame_ids=ids,
@@ -220,7 +252,8 @@ def _parts(evidence: MapEvidence) -> Reasons:
                 f"{contested.num_contradicting} of the {contested.num_pairs} pairs between"
                 f" {named(contested.frame_ids, evidence.keyframes)} and the rest of the map"
                 " contradict how it has them to each other: one of the two is in the wrong place,"
-                f" or of the wrong size; {_way_between(contested.frame_ids, evidence)}, with more"
+                " or of the wrong size;"
+                f" {_advice(_WAY_BETWEEN, contested.frame_ids, evidence)}, with more"
                 " overlap"
             ),
             frame_ids=contested.frame_ids,
@@ -233,7 +266,7 @@ def _parts(evidence: MapEvidence) -> Reasons:
                 f"only {torn.common_ratio:.0%} of what both"
                 f" {named(torn.frame_ids, evidence.keyframes)} and the rest of the map show are the"
                 " same points in it: it has them in two places, or of two sizes;"
-                f" {_way_between(torn.frame_ids, evidence)}, with more overlap"
+                f" {_advice(_WAY_BETWEEN, torn.frame_ids, evidence)}, with more overlap"
             ),
             frame_ids=torn.frame_ids,
         )
@@ -244,7 +277,8 @@ def _parts(evidence: MapEvidence) -> Reasons:
             level=VerdictLevel.DOUBTFUL,
             sentence=(
                 f"{joins} {named(thin.frame_ids, evidence.keyframes)} to the rest of the map, and"
-                f" places that look alike would do so, too: {_way_across(thin.frame_ids, evidence)}"
+                " places that look alike would do so, too:"
+                f" {_advice(_WAY_ACROSS, thin.frame_ids, evidence)}"
             ),
             frame_ids=thin.frame_ids,
         )
@@ -286,7 +320,7 @@ def _unconfirmed(evidence: MapEvidence) -> Reasons:
     yield VerdictReason(
         kind="unconfirmed",
         level=VerdictLevel.DOUBTFUL if is_much else VerdictLevel.GOOD,
-        sentence=f"{found}: {_around_again(_ids(weak), evidence)} with more overlap",
+        sentence=f"{found}: {_advice(_AROUND_AGAIN, _ids(weak), evidence)} with more overlap",
         frame_ids=_ids(weak),
     )
 
@@ -307,7 +341,8 @@ def _twice(evidence: MapEvidence) -> Reasons:
         sentence=(
             f"the map is bent: {first} and {second} show the same place, and the map has it twice"
             f" ({len(found)} such pairs contradict it): it has drifted, or took places that look"
-            f" alike for one; leave loops.correct on, or {_way_again(ids, evidence)}, with more"
+            " alike for one; leave loops.correct on, or"
+            f" {_advice(_WAY_AGAIN, ids, evidence)}, with more"
             " than a repeating surface in view"
         ),
         frame_ids=ids,
@@ -327,7 +362,7 @@ def _likely_cause(ids: Iterable[FrameId], evidence: MapEvidence) -> str:
         # A wrong lens bends a map a little everywhere; most matches still nearly fit.
         return (
             "places look alike or things move there, and the map may have joined the wrong ones:"
-            f" {_part_again(ids, evidence, more_slowly=True)}, with more overlap, and with what"
+            f" {_advice(_PART_MORE_SLOWLY, ids, evidence)}, with more overlap, and with what"
             " differs around it in view"
         )
     unvouched = [camera for camera in cameras if camera.is_unvouched]
@@ -344,7 +379,7 @@ def _likely_cause(ids: Iterable[FrameId], evidence: MapEvidence) -> str:
     if unsure:
         return (
             f"too little motion to know the focal length ({_unsure_lengths(unsure)}):"
-            f" {_move_sideways(is_photos=is_photos)}, or give the calibration (cameras.focal_px,"
+            f" {_advice(_MOVE_SIDEWAYS, (), evidence)}, or give the calibration (cameras.focal_px,"
             f" --calibration); if the camera zoomed, {keep_zoom}"
         )
     return (
@@ -411,7 +446,7 @@ def _turning(evidence: MapEvidence) -> Reasons:
             level=VerdictLevel.WRONG,
             sentence=(
                 f"the camera turns without moving at {named(_ids(still), evidence.keyframes)}, so"
-                f" the map has no depth: {_while_walking(_ids(still), evidence)}"
+                f" the map has no depth: {_advice(_WHILE_WALKING, _ids(still), evidence)}"
             ),
             frame_ids=_ids(still),
         )
@@ -422,7 +457,7 @@ def _turning(evidence: MapEvidence) -> Reasons:
             level=VerdictLevel.DOUBTFUL,
             sentence=(
                 f"{named(_ids(still), evidence.keyframes)} turn on the spot, so their places are"
-                f" uncertain: {_while_walking(_ids(still), evidence)}"
+                f" uncertain: {_advice(_WHILE_WALKING, _ids(still), evidence)}"
             ),
             frame_ids=_ids(still),
         )
@@ -438,7 +473,7 @@ def _turning_stretches(evidence: MapEvidence, *, level: VerdictLevel) -> Reasons
             level=VerdictLevel.WRONG if registered.issubset(stretch.frame_ids) else level,
             sentence=(
                 f"{where} turn on the spot: the camera turns without moving, which shows no depth;"
-                f" {_while_walking(stretch.frame_ids, evidence)}"
+                f" {_advice(_WHILE_WALKING, stretch.frame_ids, evidence)}"
             ),
             frame_ids=stretch.frame_ids,
         )
@@ -458,7 +493,8 @@ def _few_points(evidence: MapEvidence) -> Reasons:
         level=level,
         sentence=(
             f"few points hold {named(_ids(weak), evidence.keyframes)} in place, fewer than"
-            f" {_HELD_POINTS} each: {_there_again(_ids(weak), evidence)}, closer, with more"
+            f" {_HELD_POINTS} each:"
+            f" {_advice(_THERE_AGAIN, _ids(weak), evidence)}, closer, with more"
             " texture and overlap"
         ),
         frame_ids=_ids(weak),
@@ -479,7 +515,8 @@ def _held_by_patch(evidence: MapEvidence) -> Reasons:
         level=VerdictLevel.DOUBTFUL,
         sentence=(
             f"nothing but {patch} holds {named(ids, evidence.keyframes)} in place, and what looks"
-            f" the same may be elsewhere, too: {_around_again(ids, evidence)}, with more overlap"
+            " the same may be elsewhere, too:"
+            f" {_advice(_AROUND_AGAIN, ids, evidence)}, with more overlap"
             f" in the rest of the image, or leave {them} out (export --without-doubted)"
         ),
         frame_ids=ids,
@@ -519,14 +556,17 @@ def _missing(evidence: MapEvidence) -> Reasons:
     is_photos = _are_photos(ids, evidence)
     if len(blank) > len(missing) / 2:
         help_words = (
-            f"the images there are black, blurred or of one colour; {_part_again(ids, evidence)}"
+            "the images there are black, blurred or of one colour;"
+            f" {_advice(_PART_AGAIN, ids, evidence)}"
         )
     elif len(turning.intersection(ids)) > len(missing) / 2:
-        help_words = f"the camera turns without moving there; {_while_walking(ids, evidence)}"
+        help_words = (
+            f"the camera turns without moving there; {_advice(_WHILE_WALKING, ids, evidence)}"
+        )
     else:
         help_words = (
-            f"{_part_again(ids, evidence)}, {'' if is_photos else 'more slowly and '}with more"
-            " overlap with what is in the map"
+            f"{_advice(_PART_AGAIN, ids, evidence)},"
+            f" {'' if is_photos else 'more slowly and '}with more overlap with what is in the map"
         )
     yield VerdictReason(
         kind="missing_keyframes",
@@ -625,7 +665,7 @@ def _several_maps(evidence: MapEvidence) -> Reasons:
         sentence=(
             f"there are {1 + len(others)} maps, and nothing shows how they lie to each other: the"
             f" main one has {len(evidence.places)} keyframes, {' and '.join(others)};"
-            f" {_way_across(ids_apart, evidence)}"
+            f" {_advice(_WAY_ACROSS, ids_apart, evidence)}"
         ),
         frame_ids=ids_apart,
     )
@@ -729,9 +769,12 @@ def help_with_focal(
         " by a target (--calibration)"
     )
     if flying_height_m is None:
-        more = {True: "take more photos", False: "film longer"}
-        what = "film longer or take more photos" if is_photos is None else more[is_photos]
-        return f"to be sure, {what} and move sideways or around something, or {give}"
+        more = {
+            True: "take more photos",
+            False: "film longer",
+            None: "film longer or take more photos",
+        }[is_photos]
+        return f"to be sure, {more} and move sideways or around something, or {give}"
     observed, prior = observed_sigma_ratio, prior_sigma_ratio
     known = min(prior if observed is None else min(observed, prior), 1.0)
     seen = f"seen from {flying_height_m:.0f} m above nearly flat ground"
@@ -843,59 +886,9 @@ def _are_photos(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> bool:
     return all(one.is_photo for one in evidence.keyframes if not wanted or one.frame_id in wanted)
 
 
-def _part_again(
-    frame_ids: Iterable[FrameId], evidence: MapEvidence, *, more_slowly: bool = False
-) -> str:
-    if _are_photos(frame_ids, evidence):
-        return "take more photos there"
-    return f"film this part again{' more slowly' if more_slowly else ''}"
-
-
-def _there_again(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> str:
-    return "take more photos there" if _are_photos(frame_ids, evidence) else "film there again"
-
-
-def _around_again(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> str:
-    is_photos = _are_photos(frame_ids, evidence)
-    return "take more photos around there" if is_photos else "film around there again"
-
-
-def _while_walking(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> str:
-    is_photos = _are_photos(frame_ids, evidence)
-    return (
-        "take more photos there, walking between them"
-        if is_photos
-        else "film this part again while walking"
-    )
-
-
-def _way_again(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> str:
-    is_photos = _are_photos(frame_ids, evidence)
-    return "take more photos along the way" if is_photos else "film the way again more slowly"
-
-
-def _way_between(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> str:
-    return (
-        "take more photos on the way between them"
-        if _are_photos(frame_ids, evidence)
-        else "film the way between them again more slowly"
-    )
-
-
-def _way_across(frame_ids: Iterable[FrameId], evidence: MapEvidence) -> str:
-    return (
-        "take more photos on the way from one to the other"
-        if _are_photos(frame_ids, evidence)
-        else "film the way from one to the other in one go"
-    )
-
-
-def _move_sideways(*, is_photos: bool) -> str:
-    return (
-        "take more photos while walking sideways past what they show"
-        if is_photos
-        else "film longer and walk sideways past what is filmed"
-    )
+def _advice(words: _Advice, frame_ids: Iterable[FrameId], evidence: MapEvidence) -> str:
+    """The words for the keyframes that are named, see `_are_photos`."""
+    return words.to_photographers if _are_photos(frame_ids, evidence) else words.to_who_films
 
 
 def _keep_zoom(*, is_photos: bool) -> str:
