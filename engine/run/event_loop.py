@@ -12,8 +12,8 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
-from typing import Concatenate, Generic, ParamSpec, TypeVar
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from engine.cpu_time import Stage, charge_thread_to
 from engine.types import RunCommand
@@ -33,10 +33,34 @@ async def run_in(
 ) -> Result:
     """Awaits a blocking call on a thread.
 
-    Cancelling gives up the waiting only; the thread finishes what it started.
+    Cancelling gives up the waiting only; the thread finishes what it started, and does not start
+    what it has not.
     """
+    # Several calls a frame: `loop.run_in_executor` goes by way of a second future.
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(executor, lambda: call(*args, **kwargs))
+    answer: asyncio.Future[Result] = loop.create_future()
+
+    def hand_over(settle: Callable[[Any], None], outcome: object) -> None:
+        with suppress(RuntimeError):  # the loop has ended: nobody waits
+            loop.call_soon_threadsafe(_settle, answer, settle, outcome)
+
+    def run() -> None:
+        if answer.cancelled():
+            return
+        try:
+            result = call(*args, **kwargs)
+        except BaseException as error:  # handed over, not handled: it belongs to who awaits
+            hand_over(answer.set_exception, error)
+        else:
+            hand_over(answer.set_result, result)
+
+    executor.submit(run)
+    return await answer
+
+
+def _settle(answer: asyncio.Future[Any], settle: Callable[[Any], None], outcome: object) -> None:
+    if not answer.done():
+        settle(outcome)
 
 
 def new_thread(name: str, *, stage: Stage | None) -> ThreadPoolExecutor:

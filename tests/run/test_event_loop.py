@@ -45,6 +45,47 @@ def test_a_call_on_a_thread_gets_its_arguments_and_its_error_comes_back(
     asyncio.run(test(), debug=True)
 
 
+def test_a_call_that_is_given_up_before_its_turn_is_not_made(thread: ThreadPoolExecutor) -> None:
+    open_up, made = threading.Event(), list[str]()
+
+    def hold() -> None:
+        made.append("held")
+        assert open_up.wait(HANG_S)
+
+    async def test() -> None:
+        held = asyncio.create_task(run_in(thread, hold))
+        given_up = asyncio.create_task(run_in(thread, made.append, "given up"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait((given_up,))
+        open_up.set()
+        await held
+        await run_in(thread, made.append, "later")
+
+    run(test())
+    assert made == ["held", "later"]
+
+
+def test_a_call_whose_awaiting_is_cancelled_is_made_to_its_end(thread: ThreadPoolExecutor) -> None:
+    started, open_up, made = threading.Event(), threading.Event(), list[str]()
+
+    def hold() -> None:
+        started.set()
+        assert open_up.wait(HANG_S)
+        made.append("held")
+
+    async def test() -> None:
+        held = asyncio.create_task(run_in(thread, hold))
+        assert await asyncio.to_thread(started.wait, HANG_S)
+        held.cancel()
+        await asyncio.wait((held,))
+        open_up.set()
+        await run_in(thread, made.append, "later")
+
+    run(test())
+    assert made == ["held", "later"]
+
+
 def test_a_call_that_lasts_long_is_reported_once_while_it_lasts() -> None:
     now_s = 0.0
     watch = CallWatch(10.0, clock=lambda: now_s)
