@@ -37,28 +37,43 @@ async def run_in(
     what it has not.
     """
     # Several calls a frame: `loop.run_in_executor` goes by way of a second future.
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Result] = loop.create_future()
+    answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    executor.submit(_Call(functools.partial(call, *args, **kwargs), answer))
+    try:
+        return await answer
+    finally:
+        del answer  # it may hold an error, which holds this frame
 
-    def hand_over(settle: Callable[[Any], None], outcome: object) -> None:
-        with suppress(RuntimeError):  # the loop has ended: nobody waits
-            loop.call_soon_threadsafe(_settle, answer, settle, outcome)
 
-    def run() -> None:
-        if answer.cancelled():
-            return
+class _Call(Generic[Result]):
+    """A call on a thread whose outcome is awaited on the running event loop."""
+
+    def __init__(self, call: Callable[[], Result], answer: asyncio.Future[Result]) -> None:
+        self._call = call
+        self._answer = answer
+
+    def __call__(self) -> None:
+        """Makes the call, unless it was given up, and hands over its outcome."""
         try:
-            result = call(*args, **kwargs)
+            if not self._answer.cancelled():
+                self._make()
+        finally:
+            del self._call, self._answer  # an error holds the thread's frames, and so this
+
+    def _make(self) -> None:
+        try:
+            result = self._call()
         except BaseException as error:  # handed over, not handled: it belongs to who awaits
-            hand_over(answer.set_exception, error)
+            self._hand_over(self._answer.set_exception, error)
         else:
-            hand_over(answer.set_result, result)
+            self._hand_over(self._answer.set_result, result)
 
-    executor.submit(run)
-    return await answer
+    def _hand_over(self, settle: Callable[[Any], None], outcome: object) -> None:
+        with suppress(RuntimeError):  # the loop has ended: nobody waits
+            self._answer.get_loop().call_soon_threadsafe(_settle, self._answer, settle, outcome)
 
 
-def _settle(answer: asyncio.Future[Any], settle: Callable[[Any], None], outcome: object) -> None:
+def _settle(answer: asyncio.Future[Result], settle: Callable[[Any], None], outcome: object) -> None:
     if not answer.done():
         settle(outcome)
 

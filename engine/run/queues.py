@@ -777,7 +777,8 @@ class Writer:
         """Queues a write; ``then`` is awaited on the event loop once it is done, or has failed.
 
         Returns:
-            A future that is done when the write is, also when it failed.
+            A future that is done when the write is, also when it failed, and those that went to
+            the thread with it.
         """
         done = asyncio.get_running_loop().create_future()
         write = _Write(call=call, then=then, done=done, since_s=time.monotonic())
@@ -796,18 +797,23 @@ class Writer:
 
     async def _work(self) -> None:
         while writes := await self._next_writes():
-            done = await run_in(self._thread, self._done, writes)
-            for write, one in zip(writes, done, strict=True):
-                self._waited(one.began_s - write.since_s)
-                if one.error is not None:
-                    self._failed(one.error)
-                if not write.done.cancelled():
-                    write.done.set_result(None)
-            if (then := writes[-1].then) is not None:
-                try:
-                    await then()
-                except Exception as error:  # a task boundary: later writes get their turn
-                    self._failed(error)
+            await self._finish(writes)
+            del writes  # hold what they write
+
+    async def _finish(self, writes: list[_Write]) -> None:
+        """Has writes done, and what follows the last of them."""
+        done = await run_in(self._thread, self._do, writes)
+        for write, one in zip(writes, done, strict=True):
+            self._waited(one.began_s - write.since_s)
+            if one.error is not None:
+                self._failed(one.error)
+            if not write.done.cancelled():
+                write.done.set_result(None)
+        if (then := writes[-1].then) is not None:
+            try:
+                await then()
+            except Exception as error:  # a task boundary: later writes get their turn
+                self._failed(error)
 
     async def _next_writes(self) -> list[_Write]:
         """Those that wait by now, at least one, up to one that something follows; none: the end.
@@ -824,11 +830,11 @@ class Writer:
                 writes.append(write)
         return writes
 
-    def _done(self, writes: list[_Write]) -> list[_Done]:
+    def _do(self, writes: list[_Write]) -> list[_Done]:
         """Does writes, in order; on their thread."""
-        return [self._done_one(write) for write in writes]
+        return [self._do_one(write) for write in writes]
 
-    def _done_one(self, write: _Write) -> _Done:
+    def _do_one(self, write: _Write) -> _Done:
         began_s, error = time.monotonic(), None
         try:
             with self._watch.watching():

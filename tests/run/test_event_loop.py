@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 
 import pytest
 
@@ -43,6 +45,31 @@ def test_a_call_on_a_thread_gets_its_arguments_and_its_error_comes_back(
             await run_in(thread, divide, 3, by=0)
 
     asyncio.run(test(), debug=True)
+
+
+def test_a_call_that_fails_keeps_none_of_its_arguments(thread: ThreadPoolExecutor) -> None:
+    class Argument:
+        pass
+
+    def fail(argument: Argument) -> None:
+        raise ZeroDivisionError
+
+    async def call() -> weakref.ref[Argument]:
+        argument = Argument()
+        with suppress(ZeroDivisionError):
+            await run_in(thread, fail, argument)
+        return weakref.ref(argument)
+
+    async def test() -> None:
+        kept = await call()
+        await run_in(thread, gc.isenabled)  # the thread has let go of the call before
+        assert kept() is None
+
+    gc.disable()
+    try:
+        asyncio.run(test())
+    finally:
+        gc.enable()
 
 
 def test_a_call_that_is_given_up_before_its_turn_is_not_made(thread: ThreadPoolExecutor) -> None:
