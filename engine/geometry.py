@@ -76,14 +76,19 @@ def quat_xyzw_from_rotation(rotation: Float64Array) -> Float64Array:
 
 def rotation_from_vector(rotation_vector: Float64Array) -> Float64Array:
     """The rotation matrix (3, 3) of an axis times an angle in radians, (3,) (Rodrigues)."""
-    angle = float(np.linalg.norm(rotation_vector))
-    cross = skew(rotation_vector)
+    x, y, z = rotation_vector.tolist()
+    angle = math.sqrt(x * x + y * y + z * z)
     if angle < 1e-8:
-        return np.eye(3) + cross
-    return np.asarray(
-        np.eye(3)
-        + np.sin(angle) / angle * cross
-        + (1.0 - np.cos(angle)) / angle**2 * (cross @ cross)
+        return np.array([[1.0, -z, y], [z, 1.0, -x], [-y, x, 1.0]])
+    sine, cosine = math.sin(angle), math.cos(angle)
+    x, y, z = x / angle, y / angle, z / angle
+    rest = 1.0 - cosine
+    return np.array(
+        [
+            [cosine + rest * x * x, rest * x * y - sine * z, rest * x * z + sine * y],
+            [rest * x * y + sine * z, cosine + rest * y * y, rest * y * z - sine * x],
+            [rest * x * z - sine * y, rest * y * z + sine * x, cosine + rest * z * z],
+        ]
     )
 
 

@@ -5,6 +5,7 @@ Stateless and deterministic: COLMAP's sampler gets a seed. Pixels follow COLMAP.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,25 +110,29 @@ def refine_absolute_pose(
     """
     # Lens distortion cannot be undone everywhere: such points are not finite, and outliers.
     finite = np.isfinite(image_plane_xy).all(axis=1)
-    observed_xy, points3D_finite = image_plane_xy[finite], points3D_in_world[finite]
+    observed, in_world = image_plane_xy[finite].T, points3D_in_world[finite].T
     pose = cam_from_world
     for _ in range(num_iterations):
-        points = transform_points(pose, points3D_finite)
-        in_front = points[:, 2] > _MIN_DEPTH
-        if int(in_front.sum()) < _MIN_POINTS_FOR_POSE:
+        points, observed_xy = _transformed(pose, in_world), observed
+        in_front = points[2] > _MIN_DEPTH
+        num_in_front = int(np.count_nonzero(in_front))
+        if num_in_front < _MIN_POINTS_FOR_POSE:
             return None
-        points = points[in_front]
-        residuals, jacobian = _image_plane_errors(points, observed_xy[in_front])
+        if num_in_front < len(in_front):
+            points, observed_xy = points[:, in_front], observed[:, in_front]
+        residuals, jacobian = _image_plane_errors(points, observed_xy)
         step = _robust_step(residuals, jacobian, loss_scale=0.5 * max_error)
         if step is None:
             return None
         pose = _moved(pose, step)
-        if _has_converged(step, distance=float(points[:, 2].mean())):
+        if _has_converged(step, distance=float(points[2].sum()) / num_in_front):
             break
-    points = transform_points(pose, points3D_in_world)
-    depth = np.where(points[:, 2] > _MIN_DEPTH, points[:, 2], np.inf)
-    errors = np.linalg.norm(points[:, :2] / depth[:, None] - image_plane_xy, axis=1)
-    return AbsolutePose(cam_from_world=pose, inlier_mask=(errors < max_error) & np.isfinite(depth))
+    points = _transformed(pose, points3D_in_world.T)
+    in_front = points[2] > _MIN_DEPTH
+    with np.errstate(divide="ignore", invalid="ignore"):
+        offsets = points[:2] / points[2] - image_plane_xy.T
+    is_inlier = (offsets * offsets).sum(axis=0) < max_error**2
+    return AbsolutePose(cam_from_world=pose, inlier_mask=is_inlier & in_front)
 
 
 def refine_absolute_pose_on_rays(
@@ -199,19 +204,30 @@ def _ray_errors(
     return residuals.T, np.asarray(jacobian.T)
 
 
+def _transformed(cam_from_world: Float64Array, points3D_in_world: Float64Array) -> Float64Array:
+    """Points (3, N) of the world in the camera."""
+    points: Float64Array = cam_from_world[:, :3] @ points3D_in_world
+    points += cam_from_world[:, 3:]
+    return points
+
+
 def _image_plane_errors(
     points_in_cam: Float64Array, observed_xy: Float64Array
 ) -> tuple[Float64Array, Float64Array]:
-    """Reprojection errors (2, N) of points (N, 3), (N, 2), and their Jacobian (6, 2, N)."""
-    inverse = 1.0 / points_in_cam[:, 2]
-    x, y = points_in_cam[:, 0] * inverse, points_in_cam[:, 1] * inverse
-    xy = x * y
-    jacobian = np.zeros((6, 2, len(x)))
-    jacobian[:3, 0] = -xy, 1.0 + x * x, -y
-    jacobian[3, 0], jacobian[5, 0] = inverse, -x * inverse
-    jacobian[:3, 1] = -1.0 - y * y, xy, x
-    jacobian[4, 1], jacobian[5, 1] = inverse, -y * inverse
-    return np.stack([x - observed_xy[:, 0], y - observed_xy[:, 1]]), jacobian
+    """Reprojection errors (2, N) of points (3, N), (2, N), and their Jacobian (6, 2, N)."""
+    inverse = 1.0 / points_in_cam[2]
+    xy = points_in_cam[:2] * inverse
+    x, y = xy
+    jacobian = np.empty((6, 2, len(x)))
+    jacobian[0] = -y * xy
+    jacobian[0, 1] -= 1.0
+    jacobian[1] = x * xy
+    jacobian[1, 0] += 1.0
+    jacobian[2, 0], jacobian[2, 1] = -y, x
+    jacobian[3, 0], jacobian[3, 1] = inverse, 0.0
+    jacobian[4, 0], jacobian[4, 1] = 0.0, inverse
+    jacobian[5] = -inverse * xy
+    return xy - observed_xy, jacobian
 
 
 def _robust_step(
@@ -227,25 +243,23 @@ def _robust_step(
     Returns:
         None when the residuals do not determine a step.
     """
-    weights = 1.0 / (1.0 + (residuals**2).sum(axis=0) / loss_scale**2)
+    weights = 1.0 / (1.0 + (residuals * residuals).sum(axis=0) / loss_scale**2)
     weighted = (jacobian * weights).reshape(6, -1)
     try:
-        step = -np.linalg.solve(
-            weighted @ jacobian.reshape(6, -1).T, weighted @ residuals.reshape(-1)
-        )
+        step = np.linalg.solve(weighted @ jacobian.reshape(6, -1).T, weighted @ -residuals.ravel())
     except np.linalg.LinAlgError:
         return None
-    return step if np.isfinite(step).all() else None
+    return step if math.isfinite(step.sum()) else None
 
 
 def _moved(cam_from_world: Float64Array, step: Float64Array) -> Float64Array:
     """A pose (3, 4) after a step (6,)."""
-    rotation = rotation_from_vector(step[:3])
-    return np.column_stack(
-        [rotation @ cam_from_world[:, :3], rotation @ cam_from_world[:, 3] + step[3:]]
-    )
+    moved: Float64Array = rotation_from_vector(step[:3]) @ cam_from_world
+    moved[:, 3] += step[3:]
+    return moved
 
 
 def _has_converged(step: Float64Array, *, distance: float) -> bool:
     """Whether a step (6,) hardly moves the image of points so far away."""
-    return bool(max(np.abs(step[:3]).max(), np.abs(step[3:]).max() / distance) < _CONVERGED_RAD)
+    turned, moved = np.abs(step).reshape(2, 3).max(axis=1)
+    return bool(max(turned, moved / distance) < _CONVERGED_RAD)

@@ -390,9 +390,10 @@ class Ingestion:
         self._positions.add_camera(
             frame.camera_key, source_idx=queued.source_idx, own_key=decoded.camera_key
         )
-        await self._log.frame(
-            self._as_given(frame, decoded, queued.source_idx), source_idx=queued.source_idx
-        )
+        if self._log.is_recording:
+            await self._log.frame(
+                self._as_given(frame, decoded, queued.source_idx), source_idx=queued.source_idx
+            )
         self._queue.add_frame(queued, frame)
         await self._writer.schedule(functools.partial(self._recorder.frame_arrived, frame))
         self._events(

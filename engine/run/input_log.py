@@ -64,6 +64,11 @@ class InputLog:
             else:
                 self._mapped[decision.frame_id] = decision
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether what arrives is kept."""
+        return self._recording is not None
+
     async def frame(self, frame: Frame, *, source_idx: int) -> None:
         """Records a frame that was decoded, under the names of its source."""
         if self._recording is not None:

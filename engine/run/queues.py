@@ -56,6 +56,7 @@ from engine.types import (
 )
 
 _MAX_WAITING_WRITES = 256
+_MAX_WRITES_AT_A_TIME = 16  # that are handed to their thread together
 _MAX_LISTED_HZ = 200.0  # rejected frames of a live source reported one by one; the rest in sums
 _MAX_REJECTED = 1_000
 _MAX_READINGS = 1_000
@@ -730,6 +731,14 @@ class _Write:
     since_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Done:
+    """When the turn of a write came, and what it raised."""
+
+    began_s: float
+    error: Exception | None
+
+
 class Writer:
     """Does blocking writes in order on one thread; whoever schedules one waits when many wait.
 
@@ -737,7 +746,8 @@ class Writer:
         thread: runs one call at a time.
         failed: is called with what a write, or what follows it, raised; later writes still get
             their turn.
-        waited: takes the seconds that each write waited for its turn, from when it was scheduled.
+        waited: takes the seconds that each write waited for its turn, from when it was scheduled;
+            once it is done.
         watch: notices writes that last long.
     """
 
@@ -754,6 +764,7 @@ class Writer:
         self._thread = thread
         self._failed = failed
         self._writes: asyncio.Queue[_Write | None] = asyncio.Queue(_MAX_WAITING_WRITES)
+        self._has_ended = False
 
     @property
     def has_room(self) -> bool:
@@ -766,7 +777,8 @@ class Writer:
         """Queues a write; ``then`` is awaited on the event loop once it is done, or has failed.
 
         Returns:
-            A future that is done when the write is, also when it failed.
+            A future that is done when the write is, also when it failed, and those that went to
+            the thread with it.
         """
         done = asyncio.get_running_loop().create_future()
         write = _Write(call=call, then=then, done=done, since_s=time.monotonic())
@@ -784,20 +796,49 @@ class Writer:
             await working
 
     async def _work(self) -> None:
-        while (write := await self._writes.get()) is not None:
-            self._waited(time.monotonic() - write.since_s)
-            try:
-                await run_in(self._thread, self._watched, write.call)
-            except Exception as error:  # a task boundary: who made the writer decides
-                self._failed(error)
+        while writes := await self._next_writes():
+            await self._finish(writes)
+            del writes  # hold what they write
+
+    async def _finish(self, writes: list[_Write]) -> None:
+        """Has writes done, and what follows the last of them."""
+        done = await run_in(self._thread, self._do, writes)
+        for write, one in zip(writes, done, strict=True):
+            self._waited(one.began_s - write.since_s)
+            if one.error is not None:
+                self._failed(one.error)
             if not write.done.cancelled():
                 write.done.set_result(None)
-            if write.then is not None:
-                try:
-                    await write.then()
-                except Exception as error:  # a task boundary, too: later writes get their turn
-                    self._failed(error)
+        if (then := writes[-1].then) is not None:
+            try:
+                await then()
+            except Exception as error:  # a task boundary: later writes get their turn
+                self._failed(error)
 
-    def _watched(self, call: Callable[[], None]) -> None:
-        with self._watch.watching():
-            call()
+    async def _next_writes(self) -> list[_Write]:
+        """Those that wait by now, at least one, up to one that something follows; none: the end.
+
+        A thread costs more to wake than most writes.
+        """
+        writes: list[_Write] = []
+        while not (self._has_ended or len(writes) == _MAX_WRITES_AT_A_TIME):
+            if writes and (writes[-1].then is not None or self._writes.empty()):
+                break
+            if (write := await self._writes.get()) is None:
+                self._has_ended = True
+            else:
+                writes.append(write)
+        return writes
+
+    def _do(self, writes: list[_Write]) -> list[_Done]:
+        """Does writes, in order; on their thread."""
+        return [self._do_one(write) for write in writes]
+
+    def _do_one(self, write: _Write) -> _Done:
+        began_s, error = time.monotonic(), None
+        try:
+            with self._watch.watching():
+                write.call()
+        except Exception as raised:  # a task boundary: who made the writer decides
+            error = raised
+        return _Done(began_s=began_s, error=error)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 
 import pytest
 
@@ -43,6 +45,72 @@ def test_a_call_on_a_thread_gets_its_arguments_and_its_error_comes_back(
             await run_in(thread, divide, 3, by=0)
 
     asyncio.run(test(), debug=True)
+
+
+def test_a_call_that_fails_keeps_none_of_its_arguments(thread: ThreadPoolExecutor) -> None:
+    class Argument:
+        pass
+
+    def fail(argument: Argument) -> None:
+        raise ZeroDivisionError
+
+    async def call() -> weakref.ref[Argument]:
+        argument = Argument()
+        with suppress(ZeroDivisionError):
+            await run_in(thread, fail, argument)
+        return weakref.ref(argument)
+
+    async def test() -> None:
+        kept = await call()
+        await run_in(thread, gc.isenabled)  # the thread has let go of the call before
+        assert kept() is None
+
+    gc.disable()
+    try:
+        asyncio.run(test())
+    finally:
+        gc.enable()
+
+
+def test_a_call_that_is_given_up_before_its_turn_is_not_made(thread: ThreadPoolExecutor) -> None:
+    open_up, made = threading.Event(), list[str]()
+
+    def hold() -> None:
+        made.append("held")
+        assert open_up.wait(HANG_S)
+
+    async def test() -> None:
+        held = asyncio.create_task(run_in(thread, hold))
+        given_up = asyncio.create_task(run_in(thread, made.append, "given up"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait((given_up,))
+        open_up.set()
+        await held
+        await run_in(thread, made.append, "later")
+
+    run(test())
+    assert made == ["held", "later"]
+
+
+def test_a_call_whose_awaiting_is_cancelled_is_made_to_its_end(thread: ThreadPoolExecutor) -> None:
+    started, open_up, made = threading.Event(), threading.Event(), list[str]()
+
+    def hold() -> None:
+        started.set()
+        assert open_up.wait(HANG_S)
+        made.append("held")
+
+    async def test() -> None:
+        held = asyncio.create_task(run_in(thread, hold))
+        assert await asyncio.to_thread(started.wait, HANG_S)
+        held.cancel()
+        await asyncio.wait((held,))
+        open_up.set()
+        await run_in(thread, made.append, "later")
+
+    run(test())
+    assert made == ["held", "later"]
 
 
 def test_a_call_that_lasts_long_is_reported_once_while_it_lasts() -> None:
