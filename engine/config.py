@@ -682,8 +682,8 @@ class WindowConfig(Section):
     max_rescues: NonNegativeInt = 8
     """Windows at the end around keyframes that the map misses. 0: none."""
     max_final: NonNegativeInt = 4
-    """Windows at the end around keyframes that fit worse than most, until one makes the map no
-    better. 0: none."""
+    """Windows at the end around keyframes with more than 1.5 times the usual error, until one makes
+    the map no better. 0: none."""
     solver: Literal["native", "vggsfm"] = "native"
     """native: the engine's own solver. vggsfm: upstream's own package, if you have it (its licence,
     CC BY-NC 4.0, allows non-commercial use only); tens of times slower."""

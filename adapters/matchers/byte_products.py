@@ -54,7 +54,7 @@ class ByteProducts:
             self._buffer = np.empty(max(size, _BLOCK_PRODUCTS), np.int32)
         session = _session()
         binding = session.io_binding()
-        binding.bind_cpu_input("columns", np.ascontiguousarray(columns.T).view(np.int8))
+        binding.bind_cpu_input("columns", _transposed(columns).view(np.int8))
         for start in range(0, len(rows), num_rows):
             block = rows[start : start + num_rows]
             shape = (len(block), len(columns))
@@ -63,6 +63,16 @@ class ByteProducts:
             session.run_with_iobinding(binding)
             products = self._buffer[: len(block) * len(columns)].reshape(shape)
             yield slice(start, start + len(block)), products
+
+
+def _transposed(values: Uint8Array) -> Uint8Array:
+    """Bytes (N, M) laid out as (M, N), by OpenCV: eight times as fast as by NumPy."""
+    import cv2
+
+    transposed = np.empty(values.shape[::-1], np.uint8)
+    if transposed.size:  # OpenCV knows no empty image
+        cv2.transpose(values, dst=transposed)
+    return transposed
 
 
 @functools.cache

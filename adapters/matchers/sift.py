@@ -384,6 +384,7 @@ def _nearest(products: ByteProducts, descriptors: Uint8Array, *, among: Uint8Arr
 
 
 def _squared_norms(descriptors: Uint8Array) -> Float32Array:
-    wide = descriptors.astype(np.int32)
-    norms: Float32Array = np.einsum("nd,nd->n", wide, wide).astype(np.float32)
+    """Squared norms of descriptors (N, D), (N,): whole numbers that float32 holds exactly."""
+    wide = descriptors.astype(np.float32)
+    norms: Float32Array = np.einsum("nd,nd->n", wide, wide)
     return norms

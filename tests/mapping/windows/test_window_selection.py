@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from engine.config import WindowConfig
 from engine.events import WindowPurpose
 from engine.geometry import transform_points
+from engine.mapping.model.sparse_map import Fit, SparseMap
 from engine.mapping.windows.window_selection import (
     Window,
     WindowSchedule,
@@ -94,6 +96,21 @@ def test_the_worst_window_stands_around_the_keyframe_that_fits_worst(
     assert window.purpose is WindowPurpose.FINAL
     again = worst_window(graph, sparse_map, config=CONFIG, tried=world.frame_ids)
     assert again is None
+
+
+@pytest.mark.parametrize(("error_px", "is_wanted"), [(0.7, False), (0.8, True)])
+def test_a_keyframe_with_a_usual_error_is_not_solved_again(
+    world: SyntheticWorld, monkeypatch: pytest.MonkeyPatch, *, error_px: float, is_wanted: bool
+) -> None:
+    graph, sparse_map = graph_and_map(world, registered=world.frame_ids)
+
+    def fit(_: SparseMap, frame_ids: Iterable[FrameId]) -> Fit:
+        mean_error_px = error_px if FrameId(6) in tuple(frame_ids) else 0.5
+        return Fit(num_observations=100, mean_error_px=mean_error_px, gain=90.0)
+
+    monkeypatch.setattr(SparseMap, "fit", fit)
+    window = worst_window(graph, sparse_map, config=CONFIG, tried=())
+    assert (window is not None) == is_wanted
 
 
 # -- what is asked --------------------------------------------------------------------------------
