@@ -24,7 +24,7 @@ _USAC_MAX_ITERATIONS = 5000
 _FUNDAMENTAL_SAMPLE = 7  # matches that determine a fundamental matrix
 _MIN_MATCHES_FOR_FUNDAMENTAL = 8
 _MIN_MATCHES_FOR_POSE = 6
-_MIN_POSE_TRIALS, _MAX_POSE_TRIALS = 100, 2000
+_MAX_POSE_TRIALS = 2000
 _MIN_RAY_TRIALS, _MAX_RAY_TRIALS = 100, 1000
 _HOMOGRAPHY_SAMPLES = 128
 _HOMOGRAPHY_REFITS = 2
@@ -483,7 +483,6 @@ def estimate_relative_pose(
     camera2: pycolmap.Camera,
     max_error_px: float,
     seed: int,
-    min_num_trials: int = _MIN_POSE_TRIALS,
     max_num_trials: int = _MAX_POSE_TRIALS,
 ) -> RelativePose | None:
     """The relative pose of two calibrated views from matches (N, 2), (N, 2); None if none fits.
@@ -495,7 +494,7 @@ def estimate_relative_pose(
     options = pycolmap.RANSACOptions(
         max_error=max_error_px,
         random_seed=seed,
-        min_num_trials=min_num_trials,
+        min_num_trials=100,
         max_num_trials=max_num_trials,
         min_inlier_ratio=0.2,
     )

@@ -43,8 +43,7 @@ from engine.types import (
 _MAX_TRIPLETS = 8  # tried for a pair, of those whose turns close
 _MAX_FOCAL_CHANGE = 1.03  # a factor; pairs not agreed are tested again beyond it
 _RELATIVE_POSE_ERROR_PX = 3.0  # at an image edge of 1000 px
-# Trials of a relative pose: of verified matches with a known focal length few are wrong.
-_MIN_TRIALS, _MAX_TRIALS = 20, 300
+_MAX_TRIALS = 300  # of a relative pose: verified matches hardly need as many
 _MAX_MATCHES = 500  # of a pair that its relative pose is estimated from, spread over all
 _NUM_BASES = 2  # pairs of a triplet whose points the third view is posed against
 _MAX_VIEWS = 512  # whose rays are kept, the latest
@@ -434,7 +433,6 @@ class PairAgreement:
             camera2=camera2,
             max_error_px=_RELATIVE_POSE_ERROR_PX * image_scale(first.width, first.height),
             seed=self._seed,
-            min_num_trials=_MIN_TRIALS,
             max_num_trials=_MAX_TRIALS,
         )
         return None if relative is None else relative.cam2_from_cam1
