@@ -28,10 +28,11 @@ from engine.types import Features, Float32Array, FrameId, Int64Array, Uint8Array
 
 _SIGNATURE_BITS = 64  # per word: one machine word, so comparing is one xor and one popcount
 _SELECTIVITY = 3.0  # exponent of the match kernel, the paper's alpha
-_TRAINING_DESCRIPTORS = 12_000  # learned from at most so many, spread over all keyframes
-_SEEDING_DESCRIPTORS_PER_WORD = 8  # for k-means++; Lloyd's iteration uses all
+_TRAINING_DESCRIPTORS = 20_000  # learned from at most so many, spread over all keyframes
+_SEEDING_DESCRIPTORS_PER_WORD = 8  # for k-means++; Lloyd's iterations use all
 _MAX_COMPARED = 1000  # keyframes that a query is compared with by all of its words
 _NUM_FIRST_WORDS = 32  # by which the likeliest are chosen among more
+_LLOYD_ITERATIONS = 3  # more do not raise recall: the residuals make up for rough words
 
 BoolArray = NDArray[np.bool_]
 Uint64Array = NDArray[np.uint64]
@@ -284,17 +285,14 @@ def _sums_by_word(values: Float32Array, *, word_idx: Int64Array) -> tuple[Int64A
 
 
 def _k_means(points: Float32Array, *, num_words: int, rng: np.random.Generator) -> Float32Array:
-    """One iteration of Lloyd's from k-means++ seeds; (K, B) words.
-
-    The seeds are those of Arthur and Vassilvitskii, SODA 2007. More iterations or descriptors do
-    not raise recall: the residuals make up for rough words.
-    """
+    """Lloyd's k-means from k-means++ seeds (Arthur and Vassilvitskii, SODA 2007); (K, B) words."""
     num_seeding = min(len(points), _SEEDING_DESCRIPTORS_PER_WORD * num_words)
     words = _k_means_seeds(rng.permutation(points)[:num_seeding], num_words=num_words, rng=rng)
-    word_idx = _nearest(points, words=words)
-    occupied, sums = _sums_by_word(points, word_idx=word_idx)
-    counts = np.bincount(word_idx, minlength=num_words)[occupied]
-    words[occupied] = sums / counts[:, None].astype(np.float32)
+    for _ in range(_LLOYD_ITERATIONS):
+        word_idx = _nearest(points, words=words)
+        occupied, sums = _sums_by_word(points, word_idx=word_idx)
+        counts = np.bincount(word_idx, minlength=num_words)[occupied]
+        words[occupied] = sums / counts[:, None].astype(np.float32)
     return words
 
 
