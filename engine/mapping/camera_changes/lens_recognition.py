@@ -1,11 +1,12 @@
 """Recognising lenses: what an uncalibrated camera has, once its map looks wrong or its name says.
 
 An ordinary start costs nothing here. Small maps by several lenses (`lens_search.py`) compete only
-where a camera's calibration is nobody's word, and the map doubts it: few keyframes fit, the focal
-length has gone far from where it began, distortion bends the image like a fisheye's, neighbouring
-keypoints have large errors in common. A camera with the name of an action camera is searched in any
-case, since those switch between both kinds. A search is a job beside the map, which goes on with
-the present lens; what it found is compared with the camera as the map has it by then.
+where a camera's calibration is nobody's word, and the map doubts it: few keyframes fit (unless
+those that do are many, and show no trace of a wrong lens), the focal length has gone far from where
+it began, distortion bends the image like a fisheye's, neighbouring keypoints have large errors in
+common. A camera with the name of an action camera is searched in any case, since those switch
+between both kinds. A search is a job beside the map, which goes on with the present lens; what it
+found is compared with the camera as the map has it by then.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ _MIN_MISSING = 3
 # Mean of the latest keyframes, at an edge of 1000 px: by less no other lens can fit clearly better.
 _LEAST_ERROR_PX = 0.35
 _SHARED_RATIO = 0.5  # of their squared errors, which neighbours have in common: more than noise
+# Likewise, in as many keyframes as tell: wrong lenses give 0.28 and more. Less than this is drift.
+_LEAST_SHARED_RATIO = 0.25
+_ENOUGH_FITTING = 18  # keyframes
 _NEIGHBOR_CELLS = 32  # across the image's longer edge; keypoints in one are neighbours
 _SAME_KEYPOINT_PX = 2.0  # keypoints as close as this have one noise
 _MIN_NEIGHBORS = 50  # pairs of them
@@ -242,7 +246,7 @@ class LensRecognition:
             return len(connected) >= _MIN_CONNECTED_WITHOUT_MAP
         many = max(_MIN_MISSING, _MANY_MISSING_RATIO * len(connected))
         if len(connected) - num_registered >= many:
-            return True
+            return not self._is_fitting(sparse_map, camera_key, connected)
         camera = sparse_map.camera(camera_key)
         searched_px = self._searches.get(camera_key, _Searches()).focal_px
         began_px = searched_px or sparse_map.camera_prior(camera_key).focal_px
@@ -253,6 +257,20 @@ class LensRecognition:
         if abs(corner_displacement(camera)) > _BENT_DISPLACEMENT:
             return True
         return self._has_large_errors(sparse_map, camera_key, connected)
+
+    def _is_fitting(
+        self, sparse_map: SparseMap, camera_key: str, connected: Sequence[FrameId]
+    ) -> bool:
+        """Whether many keyframes of a camera fit its lens, so that another thing keeps others out.
+
+        What a lens does to a keypoint it does to its neighbours, too.
+        """
+        fitting = [i for i in connected if sparse_map.is_registered(i)][-_ENOUGH_FITTING:]
+        if len(fitting) < _ENOUGH_FITTING:
+            return False
+        residuals = [sparse_map.residuals(frame_id) for frame_id in fitting]
+        cell_px = _cell_px(sparse_map.camera(camera_key))
+        return shared_error_ratio(residuals, cell_px=cell_px) < _LEAST_SHARED_RATIO
 
     def _has_large_errors(
         self, sparse_map: SparseMap, camera_key: str, connected: Sequence[FrameId]
@@ -272,10 +290,9 @@ class LensRecognition:
         errors_px = np.concatenate([one.errors_px for one in residuals] or [np.zeros(0)])
         errors_px = errors_px[np.isfinite(errors_px)]
         least_px = _LEAST_ERROR_PX * image_scale(camera.width, camera.height)
-        cell_px = max(camera.width, camera.height) / _NEIGHBOR_CELLS
         is_large = (
             float(errors_px.sum()) > least_px * len(errors_px)
-            and shared_error_ratio(residuals, cell_px=cell_px) > _SHARED_RATIO
+            and shared_error_ratio(residuals, cell_px=_cell_px(camera)) > _SHARED_RATIO
         )
         if not is_large:
             self._num_connected_at_errors[camera_key] = len(connected)
@@ -291,6 +308,11 @@ class LensRecognition:
             )
             for ratio in ratios
         ]
+
+
+def _cell_px(camera: pycolmap.Camera) -> float:
+    """The edge of the square in which keypoints of a camera are neighbours."""
+    return max(camera.width, camera.height) / _NEIGHBOR_CELLS
 
 
 def shared_error_ratio(residuals: Sequence[Residuals], *, cell_px: float) -> float:

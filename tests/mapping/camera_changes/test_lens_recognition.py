@@ -60,9 +60,11 @@ def fisheye(degrees_across: float) -> SyntheticCamera:
     return camera(focal_px, model="SIMPLE_RADIAL_FISHEYE")
 
 
-def flight(taken_with: SyntheticCamera, *, noise_px: float = 0.4) -> SyntheticWorld:
+def flight(
+    taken_with: SyntheticCamera, *, noise_px: float = 0.4, num_keyframes: int = NUM_KEYFRAMES
+) -> SyntheticWorld:
     return SyntheticWorld(
-        straight_path(NUM_KEYFRAMES), cameras=[taken_with], noise_px=noise_px, density=1.0
+        straight_path(num_keyframes), cameras=[taken_with], noise_px=noise_px, density=1.0
     )
 
 
@@ -214,6 +216,23 @@ def test_a_point_that_does_not_project_says_nothing_of_a_lens(
     lenses.restore({"searches": {}, "num_at_errors": {}})
     assert lenses.doubted(mapped.sparse_map) is None
     assert lenses.facts()["num_at_errors"] == {"camera": NUM_KEYFRAMES}
+
+
+@pytest.mark.parametrize(
+    ("num_registered", "is_bent", "is_doubted"),
+    [(18, False, False), (18, True, True), (16, False, True)],
+)
+def test_keyframes_that_wait_speak_against_a_lens_unless_many_others_fit_it(
+    num_registered: int, *, is_bent: bool, is_doubted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = flight(camera(800.0), num_keyframes=25)
+    mapped = Run(world)
+    if is_bent:
+        Bent(monkeypatch)
+    mapped.sparse_map.deregister(world.frame_ids[num_registered:])
+    lenses = mapped.mapper._lenses
+    lenses.restore({"searches": {}, "num_at_errors": {"camera": 25}})  # not examined again
+    assert lenses.doubted(mapped.sparse_map) == ("camera" if is_doubted else None)
 
 
 def failing_search(*args: object, **kwargs: object) -> LensFits:
