@@ -44,7 +44,6 @@ _OVERRULING_PER_REGISTRATION = 3.0  # likewise, of pairs against what most match
 _MIN_OVERRULING_PAIRS = 2
 _INLIER_RATIO_SHARE = 0.6  # of the share of inliers that a single keyframe needs
 _ADJUSTED_UP_TO = 80  # keyframes of a merged map that is adjusted at once
-_NUM_ADJUSTMENTS = 2
 _HELD_RATIO = 0.8  # of the keyframes moved must hold in their place
 _KEPT_RATIO = 0.9  # of what the larger map's keyframes observed must remain
 _TAKEN_RATIO = 0.5  # of a map's keyframes that must register alone for it to be taken apart
@@ -103,9 +102,8 @@ def merge_maps(
     for frame_id in moved_ids:
         merged.triangulate(frame_id)
     if merged.num_registered <= _ADJUSTED_UP_TO:
-        for _ in range(_NUM_ADJUSTMENTS):
-            adjust_in_place(merged, config=config)
-            merged.retriangulate()
+        adjust_in_place(merged, config=config)
+        merged.retriangulate()
         adjust_in_place(merged, config=config)
     else:
         merged.filter_all()
