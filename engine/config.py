@@ -458,9 +458,6 @@ class SiftConfig(Section):
     """Keypoints kept per keyframe of a video, whose frames overlap more; strongest first."""
     working_edge_px: PositiveInt = 1600
     """px. Keypoints are detected in images reduced to this edge."""
-    px_per_feature: PositiveFloat = 120.0
-    """px^2. Such an image keeps no more than one keypoint for so many of its pixels, but 1,000 at
-    least. Lower: small photos keep more keypoints, and cost more."""
     upscaling: float = Field(default=1.6, ge=1.0, le=2.0)
     """How far photos are upscaled before keypoints are detected; frames of a video, and photos of
     640 px, are doubled. Higher: more of the smallest keypoints, and slower by its square."""

@@ -38,7 +38,6 @@ _DESCRIPTOR_SCALE = 256.0
 _MAX_COMPONENT = 127
 _UPSCALING_OF_OPENCV = 2.0
 _LEAST_UPSCALED_EDGE_PX = 1280.0
-_LEAST_FEATURES = 1000  # that an image may keep, however small
 _GUIDED_BLOCK_ROWS = 1024  # keypoints that are matched together among those near their planes
 
 
@@ -171,20 +170,17 @@ class _Describer:
     def __init__(self, config: SiftConfig, *, is_half: bool = False) -> None:
         self._config = config
         self._is_half = is_half
-        self._full_sift: Any = None
+        self._detectors: dict[bool, Any] = {}  # by whether they limit the number of keypoints
         self._half_sift: Any = None
 
     def describe(self, frame: Frame) -> Features:
-        """As `SiftMatcher.describe`, up to ``max_features`` keypoints, fewer of a small image."""
+        """As `SiftMatcher.describe`, up to ``max_features`` keypoints."""
         import cv2
 
         try:
             working, scale = self._working_image(frame.pixels)
-            limit = self._max_features(frame.pixels.shape)
             area = None if frame.mask is None else _working_mask(frame.mask, working)
-            # OpenCV keeps the strongest keypoints before it applies a mask.
-            detector = self._detector(limit if area is None else 0)
-            keypoints, raw = self._detect_and_compute(detector, working, area)
+            keypoints, raw = self._detect_and_compute(working, area)
         except cv2.error as error:
             raise InferenceError(f"SIFT failed on {frame.name}: {error}") from error
         if not keypoints:
@@ -197,7 +193,7 @@ class _Describer:
         if frame.mask is not None:
             is_usable = usable_at(frame.mask, keypoints_xy)
             keep, keypoints_xy = keep[is_usable], keypoints_xy[is_usable]
-        keep = keep[:limit]
+        keep = keep[: self._config.max_features]
         keypoints_xy = keypoints_xy[: len(keep)].copy()  # a view would keep all of them
         return Features(
             frame_id=frame.frame_id,
@@ -208,17 +204,11 @@ class _Describer:
             colors=_colors_at(frame.pixels, keypoints_xy),
         )
 
-    def _max_features(self, shape: tuple[int, ...]) -> int:
-        """How many keypoints an image of a shape (H, W, ...) may keep."""
-        height, width = shape[:2]
-        reduced = min(1.0, self._config.working_edge_px / max(height, width))
-        of_area = int(height * width * reduced**2 / self._config.px_per_feature)
-        return min(self._config.max_features, max(_LEAST_FEATURES, of_area))
-
     def _detect_and_compute(
-        self, detector: Any, working: Uint8Array, area: Uint8Array | None
+        self, working: Uint8Array, area: Uint8Array | None
     ) -> tuple[Sequence[Any], Float32Array]:
         """OpenCV's keypoints, in no order, and their descriptors (N, 128)."""
+        detector = self._detector(has_limit=area is None)
         if not self._is_half:
             keypoints, raw = detector.detectAndCompute(working, area)
             return keypoints, raw
@@ -255,19 +245,19 @@ class _Describer:
         reduced_px = min(edge_px, round(upscaled_px / _UPSCALING_OF_OPENCV))
         return _reduced(grey, max_edge_px=reduced_px)
 
-    def _detector(self, num_kept: int) -> Any:
-        """The detector, set to keep so many of the strongest keypoints; 0: all."""
-        if self._full_sift is None:
+    def _detector(self, *, has_limit: bool) -> Any:
+        """The detector; OpenCV keeps the strongest keypoints before it applies a mask."""
+        if has_limit not in self._detectors:
             import cv2
 
-            self._full_sift = cv2.SIFT.create(
+            self._detectors[has_limit] = cv2.SIFT.create(
+                nfeatures=self._config.max_features if has_limit else 0,
                 contrastThreshold=self._config.contrast_threshold,
                 edgeThreshold=self._config.edge_threshold,
                 # Else OpenCV doubles the image with a shift: every keypoint is 0.25 px off.
                 enable_precise_upscale=True,
             )
-        self._full_sift.setNFeatures(num_kept)
-        return self._full_sift
+        return self._detectors[has_limit]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

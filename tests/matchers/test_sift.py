@@ -43,8 +43,7 @@ LEAN = {"lean_features": 8192, "min_lean_matches": 60}
 
 
 def matcher(**settings: Any) -> SiftMatcher:
-    """A matcher with as many keypoints as a test's small image has, unless told otherwise."""
-    return SiftMatcher(SiftConfig(**{"px_per_feature": 1.0, **settings}))
+    return SiftMatcher(SiftConfig(**settings))
 
 
 def blobs_image(
@@ -206,19 +205,6 @@ def test_an_image_is_as_bright_as_the_eye_sees_it() -> None:
     assert len(matcher().describe(frame_of(as_seen[:, :, ::-1]))) > 0
 
 
-def test_a_small_image_keeps_fewer_keypoints_the_strongest_but_a_thousand_at_least() -> None:
-    large = frame_of(texture_image(size=(800, 600)))
-    whole = matcher().describe(large)
-    assert len(whole) > 2200
-    for px_per_feature, num_kept in ((240.0, 2000), (300.0, 1600), (2000.0, 1000)):
-        features = matcher(px_per_feature=px_per_feature).describe(large)
-        assert len(features) == num_kept
-        np.testing.assert_array_equal(features.keypoints_xy[:900], whole.keypoints_xy[:900])
-    reduced = matcher(px_per_feature=300.0, working_edge_px=400).describe(large)
-    assert len(reduced) == 1000  # by the pixels that detection works on
-    assert len(matcher(px_per_feature=300.0, max_features=500).describe(large)) == 500
-
-
 def test_an_image_opencv_cannot_take_is_an_inference_error() -> None:
     with pytest.raises(InferenceError, match=r"000001\.jpg"):
         matcher().describe(frame_of(np.empty((0, 0, 3), np.uint8)))
@@ -226,14 +212,11 @@ def test_an_image_opencv_cannot_take_is_an_inference_error() -> None:
 
 def test_what_opencv_raises_is_an_inference_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
-        def setNFeatures(self, _: int) -> None:  # noqa: N802
-            pass
-
         def detectAndCompute(self, *_: Any) -> None:  # noqa: N802
             raise cv2.error("out of memory")
 
     broken = matcher()
-    monkeypatch.setattr(broken._full, "_full_sift", Broken())
+    monkeypatch.setattr(broken._full, "_detectors", {True: Broken()})
     with pytest.raises(InferenceError, match="out of memory"):
         broken.describe(frame_of(texture_image()))
 
