@@ -57,8 +57,8 @@ _MIN_MISSING = 3
 _LEAST_ERROR_PX = 0.35
 _SHARED_RATIO = 0.5  # of their squared errors, which neighbours have in common: more than noise
 # Likewise, in as many keyframes as tell: wrong lenses give 0.28 and more. Less than this is drift.
-_LEAST_SHARED_RATIO = 0.25
-_ENOUGH_FITTING = 18  # keyframes
+_LEAST_SHARED_RATIO = 0.2
+_ENOUGH_FITTING = 9  # keyframes
 _NEIGHBOR_CELLS = 32  # across the image's longer edge; keypoints in one are neighbours
 _SAME_KEYPOINT_PX = 2.0  # keypoints as close as this have one noise
 _MIN_NEIGHBORS = 50  # pairs of them
