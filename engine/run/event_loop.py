@@ -12,8 +12,8 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from contextlib import asynccontextmanager, contextmanager
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from engine.cpu_time import Stage, charge_thread_to
 from engine.types import RunCommand
@@ -33,49 +33,10 @@ async def run_in(
 ) -> Result:
     """Awaits a blocking call on a thread.
 
-    Cancelling gives up the waiting only; the thread finishes what it started, and does not start
-    what it has not.
+    Cancelling gives up the waiting only; the thread finishes what it started.
     """
-    # Several calls a frame: `loop.run_in_executor` goes by way of a second future.
-    answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-    executor.submit(_Call(functools.partial(call, *args, **kwargs), answer))
-    try:
-        return await answer
-    finally:
-        del answer  # it may hold an error, which holds this frame
-
-
-class _Call(Generic[Result]):
-    """A call on a thread whose outcome is awaited on the running event loop."""
-
-    def __init__(self, call: Callable[[], Result], answer: asyncio.Future[Result]) -> None:
-        self._call = call
-        self._answer = answer
-
-    def __call__(self) -> None:
-        """Makes the call, unless it was given up, and hands over its outcome."""
-        try:
-            if not self._answer.cancelled():
-                self._make()
-        finally:
-            del self._call, self._answer  # an error holds the thread's frames, and so this
-
-    def _make(self) -> None:
-        try:
-            result = self._call()
-        except BaseException as error:  # handed over, not handled: it belongs to who awaits
-            self._hand_over(self._answer.set_exception, error)
-        else:
-            self._hand_over(self._answer.set_result, result)
-
-    def _hand_over(self, settle: Callable[[Any], None], outcome: object) -> None:
-        with suppress(RuntimeError):  # the loop has ended: nobody waits
-            self._answer.get_loop().call_soon_threadsafe(_settle, self._answer, settle, outcome)
-
-
-def _settle(answer: asyncio.Future[Result], settle: Callable[[Any], None], outcome: object) -> None:
-    if not answer.done():
-        settle(outcome)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(executor, lambda: call(*args, **kwargs))
 
 
 def new_thread(name: str, *, stage: Stage | None) -> ThreadPoolExecutor:
