@@ -10,13 +10,16 @@ many descriptors fall into it, which is what intra-normalisation does for VLAD (
 Zisserman, CVPR 2013), so repeated structure does not drown the rest of the image.
 
 No file is needed: principal axes and words come from the keyframes seen so far, and are learned
-again each time the number of keyframes doubles, once they are asked for.
+again each time the number of keyframes doubles, once they are asked for. They are learned two
+keyframes before they are used, so that another thread can do it meanwhile: no keyframe waits for
+it, and by which words keyframes are compared does not depend on the timing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +35,7 @@ _TRAINING_DESCRIPTORS = 20_000  # learned from at most so many, spread over all 
 _SEEDING_DESCRIPTORS_PER_WORD = 8  # for k-means++; Lloyd's iterations use all
 _MAX_COMPARED = 1000  # keyframes that a query is compared with by all of its words
 _NUM_FIRST_WORDS = 32  # by which the likeliest are chosen among more
+_LEARNED_AHEAD = 2  # keyframes between those that words are learned from and the first use
 _LLOYD_ITERATIONS = 3  # more do not raise recall: the residuals make up for rough words
 
 BoolArray = NDArray[np.bool_]
@@ -77,6 +81,23 @@ class Vocabulary:
         return packed.view(np.uint64)[:, 0], np.isin(np.arange(num_words), occupied)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """Words that are to be learned."""
+
+    num_learned_from: int  # the first keyframes
+    used_from: int  # keyframes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Learned:
+    """Words, and the signatures (N, K) of the keyframes that they were learned from."""
+
+    vocabulary: Vocabulary
+    bits: Uint64Array
+    occupied: BoolArray
+
+
 class PlaceRecognizer:
     """Finds the keyframes that are most similar to a given one.
 
@@ -85,23 +106,32 @@ class PlaceRecognizer:
 
     Queries return nothing before ``first_vocabulary_at`` keyframes were added. Vocabulary and
     signatures are made again at each doubling from there on, up to ``max_vocabulary_keyframes``,
-    so a keyframe costs a bounded share of that work. A vocabulary is learned when the first query
-    needs it, from the keyframes of its doubling alone: many keyframes added at once, as those of a
-    run that is resumed, cost one. One thread at a time.
+    so a keyframe costs a bounded share of that work. A vocabulary is learned from the keyframes up
+    to two before its doubling alone, and only if a query needs it: many keyframes added at once, as
+    those of a run that is resumed, cost one. One thread at a time.
 
     Memory: 9 bytes per word and keyframe, and copies of each keyframe's strongest descriptors,
     which are released once the vocabulary is final.
+
+    Args:
+        config: size and times of the vocabulary.
+        seed: of what is random in learning.
+        thread: learns beside whoever asks; None, or a busy one: whoever asks does, when it is due.
     """
 
-    def __init__(self, config: RetrievalConfig, *, seed: int) -> None:
+    def __init__(
+        self, config: RetrievalConfig, *, seed: int, thread: Executor | None = None
+    ) -> None:
         self._config = config
         self._seed = seed
+        self._thread = thread
         self._frame_ids: list[FrameId] = []
         self._rows: dict[FrameId, int] = {}
         self._num_values = 0  # of a descriptor; 0: none came yet
         self._descriptors: list[Uint8Array] = []  # of each keyframe, while words may change
         self._learn_at = config.first_vocabulary_at
-        self._due_at: int | None = None  # keyframes to learn from, before the next signature
+        self._plans: list[_Plan] = []  # the earliest first
+        self._learning: tuple[_Plan, Future[_Learned]] | None = None  # on the thread
         self._vocabulary: Vocabulary | None = None
         self._kernel = np.zeros(0, np.float32)  # (B + 1,) similarity at each Hamming distance
         self._bits = np.zeros((0, config.num_words), np.uint64)  # rows grow by doubling
@@ -122,16 +152,16 @@ class PlaceRecognizer:
         if descriptors.shape[1] != self._num_values:
             raise ValueError(f"keyframe {frame_id}: descriptors of {descriptors.shape[1]} values")
         if not self._may_learn:
-            self._learn_if_due()
+            self._use_what_is_due()
         self._rows[frame_id] = len(self._frame_ids)
         self._frame_ids.append(frame_id)
         # A copy: what they are a part of may be let go of.
         strongest = descriptors[: self._config.max_descriptors].copy()
-        if self._may_learn:
+        if self._may_learn or self._plans:
             self._descriptors.append(strongest)
+        if self._may_learn:
             self._plan_learning()
-        if self._due_at is None:
-            self._describe([strongest])
+        self._describe([strongest])
 
     @charged_to(Stage.PLACES)
     def query(
@@ -153,7 +183,8 @@ class PlaceRecognizer:
             KeyError: the keyframe was never added.
         """
         row = self._rows[frame_id]
-        self._learn_if_due()
+        self._use_what_is_due()
+        self._learn_ahead()
         if self._vocabulary is None:
             return []
         excluded = [row, *(self._rows[other] for other in exclude if other in self._rows)]
@@ -163,34 +194,67 @@ class PlaceRecognizer:
 
     @property
     def _may_learn(self) -> bool:
-        is_first = self._vocabulary is None and self._due_at is None
+        is_first = self._vocabulary is None and not self._plans
         return is_first or self._learn_at <= self._config.max_vocabulary_keyframes
 
     def _plan_learning(self) -> None:
-        """Makes new words due at a doubling, unless there is too little to learn from."""
+        """Plans new words shortly before a doubling, unless there is too little to learn from."""
         num_keyframes = len(self._frame_ids)
-        if num_keyframes < self._learn_at:
+        if num_keyframes + _LEARNED_AHEAD < self._learn_at:
             return
+        used_from = num_keyframes + _LEARNED_AHEAD
         share = math.ceil(self._training_size / num_keyframes)
         if sum(min(len(one), share) for one in self._descriptors) < self._config.num_words:
             return
-        self._due_at = num_keyframes
-        self._learn_at = 2 * num_keyframes
+        self._plans.append(_Plan(num_learned_from=num_keyframes, used_from=used_from))
+        self._learn_at = 2 * used_from
 
-    def _learn_if_due(self) -> None:
-        """Makes words and all signatures anew, from the keyframes of the latest doubling."""
-        if self._due_at is None:
+    def _learn_ahead(self) -> None:
+        """Begins with the words that the next keyframes need, on the thread."""
+        if self._thread is not None and self._learning is None and self._plans:
+            plan = self._plans[-1]
+            self._learning = plan, self._thread.submit(self._learn, plan, self._those_of(plan))
+
+    def _use_what_is_due(self) -> None:
+        """Takes the words of the latest doubling, and makes the signatures that are missing."""
+        due = [plan for plan in self._plans if plan.used_from <= len(self._frame_ids)]
+        if not due:
             return
-        rng = np.random.default_rng((self._seed, self._due_at))
-        sample = _sample(self._descriptors[: self._due_at], limit=self._training_size, rng=rng)
-        self._due_at = None
-        self._vocabulary = Vocabulary.learn(sample, num_words=self._config.num_words, rng=rng)
-        num_bits = self._vocabulary.words.shape[1]
+        plan, self._plans = due[-1], self._plans[len(due) :]
+        learned = self._learned(plan)
+        self._vocabulary = learned.vocabulary
+        num_bits = learned.vocabulary.words.shape[1]
         cosines = 1.0 - 2.0 * np.arange(num_bits + 1) / num_bits
         self._kernel = (np.maximum(cosines, 0.0) ** _SELECTIVITY).astype(np.float32)
-        self._describe(self._descriptors)
-        if not self._may_learn:
+        self._reserve(len(self._frame_ids))
+        self._bits[: plan.num_learned_from] = learned.bits
+        self._occupied[: plan.num_learned_from] = learned.occupied
+        self._num_occupied[: plan.num_learned_from] = np.count_nonzero(learned.occupied, axis=1)
+        self._describe(self._descriptors[plan.num_learned_from :])
+        if not self._may_learn and not self._plans:
             self._descriptors.clear()
+
+    def _learned(self, plan: _Plan) -> _Learned:
+        """The words of a plan, from the thread if it has begun with them."""
+        learning, self._learning = self._learning, None
+        if learning is not None and not learning[1].cancel() and learning[0] is plan:
+            return learning[1].result()
+        return self._learn(plan, self._those_of(plan))
+
+    def _those_of(self, plan: _Plan) -> Sequence[Uint8Array]:
+        return tuple(self._descriptors[: plan.num_learned_from])
+
+    def _learn(self, plan: _Plan, descriptors: Sequence[Uint8Array]) -> _Learned:
+        """Learns words; reads nothing that changes, for any thread."""
+        rng = np.random.default_rng((self._seed, plan.num_learned_from))
+        sample = _sample(descriptors, limit=self._training_size, rng=rng)
+        vocabulary = Vocabulary.learn(sample, num_words=self._config.num_words, rng=rng)
+        signatures = [vocabulary.signature(values) for values in descriptors]
+        return _Learned(
+            vocabulary=vocabulary,
+            bits=np.stack([bits for bits, _ in signatures]),
+            occupied=np.stack([occupied for _, occupied in signatures]),
+        )
 
     @property
     def _training_size(self) -> int:

@@ -636,6 +636,7 @@ class Engine:
                 ("matching", Stage.VERIFY),
                 ("adjusting", Stage.GLOBAL_ADJUSTMENT),
                 ("second", Stage.MATCH),
+                ("places", Stage.PLACES),
                 ("dense", Stage.DENSE_DEPTH),
                 ("training", Stage.TRAINING_FOLDER),
                 ("io", Stage.TABLES),
@@ -648,6 +649,7 @@ class Engine:
             self._matching_thread,
             self._job_thread,
             self._second_thread,
+            self._places_thread,
             self._dense_thread,
             self._training_thread,
             self._io_thread,
@@ -826,7 +828,9 @@ class Engine:
         """Makes what decides which pairs are matched, and what matches them."""
         config = self._config
         if places is None:  # an index may have a length, and be empty
-            places = PlaceRecognizer(config.retrieval, seed=config.runtime.seed)
+            places = PlaceRecognizer(
+                config.retrieval, seed=config.runtime.seed, thread=self._places_thread
+            )
         else:
             places = GuardedPlaces(places, guard=self._guards[RunPart.PLACES], faults=self._faults)
         graph = SceneGraph(config.scene_graph, recognizer=places)

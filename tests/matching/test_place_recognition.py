@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any, ParamSpec, TypeVar
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from engine.config import RetrievalConfig
-from engine.matching.place_recognition import PlaceRecognizer
+from engine.matching.place_recognition import PlaceRecognizer, Vocabulary
 from engine.types import Features, FrameId, Uint8Array
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CONFIG = RetrievalConfig(
     num_words=64, max_descriptors=200, first_vocabulary_at=10, max_vocabulary_keyframes=40
@@ -199,11 +206,12 @@ def test_words_wait_until_there_are_enough_descriptors() -> None:
     twins = random_descriptors(rng, 5)
     recognizer = recognizer_after([twins, twins])
     found_at = []
-    for frame_id in range(3, 15):
+    for frame_id in range(3, 17):
         recognizer.add(make_features(frame_id, random_descriptors(rng, 5)))
         if FrameId(2) in dict(query(recognizer, 1)):
             found_at.append(frame_id)
-    assert found_at == [13, 14]  # 13 keyframes of 5 descriptors are the first to fill 64 words
+    # 13 keyframes of 5 descriptors are the first to fill 64 words, which are used from the 15th on
+    assert found_at == [15, 16]
 
 
 def test_images_that_are_all_the_same_do_not_disturb_learning() -> None:
@@ -241,6 +249,71 @@ def test_keyframes_added_at_once_find_what_those_find_that_are_asked_one_by_one(
     hits = query(asked, 60, limit=30)
     assert len(hits) == 30
     assert query(at_once, 60, limit=30) == hits
+
+
+class LateThread(Executor):
+    """Runs calls when a test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], None]] = []
+
+    def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_result(call(*args, **kwargs))
+
+        self.waiting.append(run)
+        return future
+
+    def run_all(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for run in waiting:
+            run()
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_words_learned_on_another_thread_are_the_same_and_are_there_when_they_are_due(
+    is_busy: bool,
+) -> None:
+    world = World(seed=4, num_places=15, noise=10.0)
+    views = [world.view(idx % 15) for idx in range(45)]
+    thread = LateThread()
+    alone, beside = (PlaceRecognizer(CONFIG, seed=0, thread=each) for each in (None, thread))
+    begun_at = []
+    for frame_id, descriptors in enumerate(views, start=1):
+        for recognizer in (alone, beside):
+            recognizer.add(make_features(frame_id, descriptors))
+        assert query(beside, frame_id) == query(alone, frame_id)
+        if thread.waiting and not is_busy:
+            begun_at.append(frame_id)
+            thread.run_all()
+    assert query(beside, 45)
+    if not is_busy:
+        assert begun_at == [8, 18, 38]
+
+
+def test_no_query_learns_words_where_a_thread_had_two_keyframes_time_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(seed=4, num_places=15, noise=10.0)
+    thread = LateThread()
+    recognizer = PlaceRecognizer(CONFIG, seed=0, thread=thread)
+    learn, num_learned_by_queries = Vocabulary.learn, 0
+
+    def count(*args: Any, **kwargs: Any) -> Vocabulary:
+        nonlocal num_learned_by_queries
+        num_learned_by_queries += 1
+        return learn(*args, **kwargs)
+
+    for frame_id in range(1, 46):
+        recognizer.add(make_features(frame_id, world.view(frame_id % 15)))
+        with monkeypatch.context() as patch:
+            patch.setattr(Vocabulary, "learn", count)
+            query(recognizer, frame_id)
+        thread.run_all()
+    assert num_learned_by_queries == 0
 
 
 def test_among_many_keyframes_a_place_is_found_as_among_few(
