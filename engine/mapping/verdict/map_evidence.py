@@ -52,6 +52,8 @@ _MIN_MATCHES = 18  # with viewing rays
 _SWUNG_RAD = np.radians(5.0)  # another direction of motion than the map's
 _TURNED_RAD = np.radians(5.0 / 3.0)  # another turn
 _MIN_GAIN = 10.0  # logarithm of the likelihood ratio from which a better pose is no chance
+_CLEAR_GAIN = 20.0  # likewise, where the map explains nearly all matches as well
+_NEARLY_ALL_RATIO = 0.9  # of a pair's matches
 _INLYING_PX = 3.0  # from the epipolar lines, at an image edge of 1000 px
 _MIN_INLYING_SHARE = 0.5  # of a pair's matches
 DISPUTED_RATIO = 0.19  # of the weight of pairs, that contradict the map: it is doubtful
@@ -78,7 +80,7 @@ class PlaceEvidence:
     num_points: int  # of the map that it observes
     num_pairs: int  # examined
     num_confirming: float  # of them that do not contradict the map, and are proven where asked
-    disputed_ratio: float  # of the weight of these pairs, that contradict the map
+    disputed_ratio: float  # of the weight of these pairs, that clearly contradict the map
     proven_disputed_ratio: float  # likewise, of those alone that a third view confirms
     parallax_px: float  # what turning alone leaves of the motion in most of its pairs
 
@@ -237,9 +239,9 @@ def _place(sparse_map: SparseMap, keyframe: Keyframe, examined: _Examined) -> Pl
             if examined.is_contested
             else int(has_it.sum()) * (1.0 - _share(examined.is_disputed[has_it], weights))
         ),
-        disputed_ratio=_share(examined.is_disputed[has_it], examined.weights[has_it]),
+        disputed_ratio=_share(examined.is_clear[has_it], examined.weights[has_it]),
         proven_disputed_ratio=_share(
-            examined.is_disputed[has_it] & examined.is_agreed[has_it], weights
+            examined.is_clear[has_it] & examined.is_agreed[has_it], weights
         ),
         parallax_px=(
             float(np.quantile(examined.fits.parallax_px[has_it], _PARALLAX_QUANTILE))
@@ -284,6 +286,7 @@ class _Examined:
     inlying: Float64Array  # (B,) share of the matches that the map explains
     fits: PairFits
     is_disputed: BoolArray  # (B,)
+    is_clear: BoolArray  # (B,) disputed, and not by a little that nearly all matches agree with
     is_agreed: BoolArray  # (B,) a third view confirms it; all where none was asked
     is_contested: bool  # third views were asked
     num_matches: Float64Array  # (B,) examined, of pairs that move; 0 of others
@@ -322,6 +325,7 @@ class _Examined:
             inlying=inlying,
             fits=fits,
             is_disputed=is_disputed,
+            is_clear=is_disputed & ((inlying < _NEARLY_ALL_RATIO) | (fits.gain > _CLEAR_GAIN)),
             is_agreed=np.ones(len(sampled), np.bool_),
             is_contested=False,
             num_matches=np.where(moves, samples.is_used.sum(axis=1), 0).astype(np.float64),

@@ -47,6 +47,7 @@ _UNPROVEN_WEIGHT = 0.25  # of one that none confirms
 _LEAST_JOINED = 3  # keyframes of a part whose joint must be firm; fewer are held by their own pairs
 _MIN_WITH_POINT = 40  # matches across that observe a point on either side
 _TORN_RATIO = 0.4  # of them, that observe the same point on both sides
+_LONE_TORN_RATIO = 0.3  # likewise, of one keyframe: its points vary more, as a blurred one's do
 _THIN_RATIO = 0.6  # of the evidence that commonly holds one keyframe, in all pairs across together
 _WEAK_RATIO = 0.5  # likewise, in the strongest of them
 
@@ -223,7 +224,8 @@ class _LookedAt:
         held = self._across(part) & self.agrees
         num_with_point = int(self.num_with_point[held].sum())
         ratio = float(self.num_common[held].sum()) / max(1, num_with_point)
-        if num_with_point < _MIN_WITH_POINT or ratio >= _TORN_RATIO:
+        bound = _LONE_TORN_RATIO if np.count_nonzero(part) == 1 else _TORN_RATIO
+        if num_with_point < _MIN_WITH_POINT or ratio >= bound:
             return None
         return TornPart(frame_ids=self._ids(part), common_ratio=ratio)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from engine.estimators.pair_fit import PairFits, PairSamples, fit_pairs
 from engine.geometry import camera_center, rotation_from_vector
 from engine.mapping.model.calibration_control import wanted_focal
 from engine.mapping.model.sparse_map import SparseMap
@@ -74,6 +77,36 @@ def test_a_keyframe_in_the_wrong_place_is_disputed_by_its_own_pairs(world: Synth
     assert places[MOVED].num_pairs >= 3
     far = [place for i, place in places.items() if abs(i - MOVED) > 5]
     assert max(place.disputed_ratio for place in far) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("gain", "explained", "is_disputed"),
+    [(8.0, 1.0, False), (14.0, 0.95, False), (14.0, 0.85, True), (25.0, 0.95, True)],
+)
+def test_a_place_is_disputed_where_its_pairs_prefer_another_clearly(
+    world: SyntheticWorld,
+    monkeypatch: pytest.MonkeyPatch,
+    gain: float,
+    explained: float,
+    is_disputed: bool,
+) -> None:
+    """As where somebody walks before the camera: a few matches are of what moves."""
+
+    def fit(samples: PairSamples) -> PairFits:
+        fits = fit_pairs(samples)
+        num, width = fits.errors_px.shape
+        num_explained = explained * samples.is_used.sum(axis=1, keepdims=True)
+        return replace(
+            fits,
+            errors_px=np.where(np.arange(width) < num_explained, 0.5, 9.0),
+            swung_rad=np.full(num, 0.2),
+            gain=np.full(num, gain),
+        )
+
+    monkeypatch.setattr("engine.mapping.verdict.map_evidence.fit_pairs", fit)
+    evidence = evidence_of(grown_map(world))
+    assert {place.disputed_ratio for place in evidence.places} == {float(is_disputed)}
+    assert evidence.pairs.disputed_ratio == float(gain > 10.0)
 
 
 def test_where_two_halves_of_a_map_do_not_fit_places_are_disputed(world: SyntheticWorld) -> None:

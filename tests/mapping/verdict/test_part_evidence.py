@@ -111,6 +111,21 @@ def test_a_keyframe_moved_along_its_motion_shares_few_points_with_the_rest() -> 
     assert found.torn.common_ratio < 0.1
 
 
+@pytest.mark.parametrize(("kept", "is_torn"), [(0.36, False), (0.15, True)])
+def test_a_keyframe_that_lost_points_as_a_blurred_one_does_is_not_torn_from_the_rest(
+    kept: float, is_torn: bool
+) -> None:
+    sparse_map = grown_map(SyntheticWorld(straight_path(NUM, step=1.0), noise_px=0.4))
+    image = sparse_map.reconstruction.image(MOVED)
+    observed = [row for row, point in enumerate(image.points2D) if point.has_point3D()]
+    for row in observed[round(kept * len(observed)) :]:
+        sparse_map.reconstruction.delete_observation(MOVED, row)
+    sparse_map.filter_touched([MOVED])  # what is known of observations is counted anew
+    found = examined(sparse_map)
+    assert found.contested is None
+    assert (found.torn is not None) == is_torn
+
+
 def test_pairs_that_no_third_view_confirms_contest_nothing_that_others_hold(
     world: SyntheticWorld,
 ) -> None:
