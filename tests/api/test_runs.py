@@ -69,12 +69,14 @@ def error_percent(cam_from_world: Mapping[int, Float64Array]) -> float:
 def test_frames_become_poses_and_a_reconstruction_that_agree_with_the_truth(tmp_path: Path) -> None:
     poses: list[livesfm.Pose] = []
     with livesfm.open_run(tmp_path / "run", config="phone", overrides=LEAN, lossless=True) as run:
+        assert run.verdict is None
         for number, (rgb, _) in enumerate(town_frames()):
             assert run.add_frame(rgb, captured_at_s=number / 5, camera="front") == number
             poses += run.new_poses(repeated=True)
         result = run.finish()
         poses += run.new_poses(repeated=True)
         model = run.reconstruction()
+    assert run.verdict == result.verdict
     assert result.summary["frames_received"] == len(FRAMES)
     assert result.summary["frames_dropped"] == {}
     assert model is not None
@@ -110,6 +112,14 @@ def test_each_frame_has_one_new_pose_unless_repeated_ones_are_wanted() -> None:
             view.show_event(posed(frame_id, is_first=is_first))
         assert [pose.index for pose in view.take_poses(repeated=repeated)] == expected
         assert view.take_poses(repeated=True) == []
+
+
+def test_a_view_has_the_last_verdict_on_the_growing_map() -> None:
+    view = CollectingView(origin_of=lambda frame_id: ("front", frame_id), listen=None)
+    assert view.verdict is None
+    for level in (livesfm.VerdictLevel.DOUBTFUL, livesfm.VerdictLevel.GOOD):
+        view.show_event(livesfm.events.VerdictChanged(verdict=livesfm.Verdict(level=level)))
+        assert view.verdict == livesfm.Verdict(level=level)
 
 
 def test_photos_each_become_a_keyframe_and_none_is_dropped(tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, Self
 
 from engine.events import Event
-from engine.types import BoolArray, GpsFix, IntrinsicsPrior, MapCounts, MapView, Uint8Array
+from engine.types import (
+    BoolArray,
+    GpsFix,
+    IntrinsicsPrior,
+    MapCounts,
+    MapView,
+    Uint8Array,
+    Verdict,
+)
 from livesfm.frames import HandedFrame, HandedPosition, RunEndedError
 from livesfm.poses import Pose
 from livesfm.run import DEFAULT_CAMERA, Run, RunResult, handed_frame, handed_position, open_run
@@ -133,6 +141,11 @@ class AsyncRun:
     def counts(self) -> MapCounts:
         """How large the map is."""
         return self.run.counts
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """As `Run.verdict`."""
+        return self.run.verdict
 
     @property
     def map(self) -> MapView | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.events import Event, FramePosed
+from engine.events import Event, FramePosed, VerdictChanged
 from engine.geometry import rotation_from_quat_xyzw
 from engine.types import (
     Float64Array,
@@ -19,6 +19,7 @@ from engine.types import (
     FramePose,
     MapCounts,
     MapView,
+    Verdict,
     freeze_field,
 )
 
@@ -65,11 +66,17 @@ class CollectingView:
         self._poses: deque[Pose] = deque(maxlen=_MAX_WAITING)
         self._events: deque[Event] = deque(maxlen=_MAX_WAITING)
         self._counts = MapCounts()
+        self._verdict: Verdict | None = None
 
     @property
     def counts(self) -> MapCounts:
         """How large the map is."""
         return self._counts
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """How far the map can be trusted, by the last judgement; None: none had a doubt so far."""
+        return self._verdict
 
     def take_poses(self, *, repeated: bool) -> list[Pose]:
         """The poses since the last call, in order; the first of each frame unless `repeated`."""
@@ -91,6 +98,8 @@ class CollectingView:
             self._events.append(event)
             if isinstance(event, FramePosed):
                 self._poses.append(self._pose(event))
+            elif isinstance(event, VerdictChanged):
+                self._verdict = event.verdict
         if self._listen is None:
             return
         try:

@@ -277,6 +277,15 @@ class Run:
         return self._view.counts
 
     @property
+    def verdict(self) -> Verdict | None:
+        """How far the map can be trusted: of a run that has ended, that of its `RunResult`.
+
+        While the map grows, it is judged each time that it has grown by a part; None: it was not
+        judged, or not doubted, so far. A doubt may pass as more is filmed.
+        """
+        return self._view.verdict if self._outcome is None else self._outcome.verdict
+
+    @property
     def map(self) -> MapView | None:
         """The newest map for `keep_map` runs; None before there is one."""
         return self._view.map if isinstance(self._view, MapKeepingView) else None
