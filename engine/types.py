@@ -283,6 +283,10 @@ class PackedMask:
         num = self.width * self.height
         return np.unpackbits(bits, count=num).view(np.bool_).reshape(self.height, self.width)
 
+    def num_usable(self) -> int:
+        """How many pixels may be used."""
+        return int(np.bitwise_count(np.frombuffer(zlib.decompress(self.data), np.uint8)).sum())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frame:

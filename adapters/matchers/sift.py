@@ -38,6 +38,7 @@ _DESCRIPTOR_SCALE = 256.0
 _MAX_COMPONENT = 127
 _UPSCALING_OF_OPENCV = 2.0
 _LEAST_UPSCALED_EDGE_PX = 1280.0
+_LEAST_USABLE = 0.75  # of an image: what its mask leaves, if less, is described in full
 _GUIDED_BLOCK_ROWS = 1024  # keypoints that are matched together among those near their planes
 
 
@@ -45,7 +46,8 @@ class SiftMatcher:
     """``PairMatcher`` over OpenCV SIFT and an exact brute-force search.
 
     Keyframes that overlap widely with the one before need fewer keypoints, of a smaller image: with
-    ``lean_features`` they get no more. Each camera's keyframes are described in their order.
+    ``lean_features`` they get no more, unless a mask leaves little of them. Each camera's keyframes
+    are described in their order.
     """
 
     def __init__(self, config: SiftConfig) -> None:
@@ -97,12 +99,15 @@ class SiftMatcher:
             before: lean descriptors (N, D) of the one before; None: there is none.
 
         Returns:
-            Its table, and its own lean descriptors; None: keyframes are not described so.
+            Its table, and its own lean descriptors; None: keyframes, or ones of which a mask leaves
+            so little, are not described so.
 
         Raises:
             InferenceError: OpenCV could not work on the image.
         """
         if not self._config.lean_features:
+            return self._full.describe(frame), None
+        if frame.mask is not None and frame.mask.mean() < _LEAST_USABLE:
             return self._full.describe(frame), None
         lean = self._lean.describe(frame)
         if before is not None and self._overlaps_widely(before, lean.descriptors):

@@ -289,6 +289,19 @@ def test_what_overlaps_with_the_keyframe_before_is_described_leanly_and_all_else
     assert nums == [full_nums[0], 150, full_nums[2], 150, full_nums[4]]
 
 
+@pytest.mark.parametrize(("usable", "is_lean"), [(0.9, True), (0.5, False)])
+def test_keyframes_of_which_a_mask_leaves_little_are_described_in_full(
+    usable: float, is_lean: bool
+) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), np.bool_)
+    mask[:, : round(usable * WIDTH)] = True
+    frame = replace(frame_of(texture_image()), mask=mask)
+    in_full = len(matcher().describe(frame))
+    assert in_full > 150
+    nums = len(lean_of(frame, lean_features=150, min_lean_matches=60))
+    assert nums == (150 if is_lean else in_full)
+
+
 def test_each_camera_has_a_keyframe_before_of_its_own() -> None:
     elsewhere = random_texture(1).image(WIDTH, HEIGHT, image_from_texture=similarity_about(CENTER))
     left, right = frame_of(texture_image()), replace(frame_of(elsewhere), camera_key="right")

@@ -367,6 +367,7 @@ def test_a_packed_mask_is_the_same_when_unpacked(size: tuple[int, int]) -> None:
     packed = PackedMask.of(mask)
     assert (packed.height, packed.width) == size
     assert np.array_equal(packed.unpacked(), mask)
+    assert packed.num_usable() == mask.sum()
 
 
 def test_a_mask_of_blobs_takes_little_memory() -> None:

@@ -135,8 +135,7 @@ def _is_of_patch(sparse_map: SparseMap, verified: VerifiedPair, *, middle: float
         keyframe = sparse_map.keyframe(frame_id)
         ratio = patch_ratio(
             keyframe.features.keypoints_xy[rows],
-            width=keyframe.width,
-            height=keyframe.height,
+            usable_px=_usable_px(keyframe),
             focal_px=camera_focal_px(sparse_map.camera(keyframe.calibration_key)),
         )
         ratios.append(ratio)
@@ -148,11 +147,17 @@ def _limit(middle: float) -> float:
     return min(_PATCH_RATIO, _OF_MIDDLE_RATIO * middle)
 
 
-def patch_ratio(keypoints_xy: Float64Array, *, width: int, height: int, focal_px: float) -> float:
+def _usable_px(keyframe: Keyframe) -> float:
+    """How many pixels of an image may be used."""
+    mask = keyframe.mask
+    return float(keyframe.width * keyframe.height if mask is None else mask.num_usable())
+
+
+def patch_ratio(keypoints_xy: Float64Array, *, usable_px: float, focal_px: float) -> float:
     """The share of an image that most of some keypoints (N, 2) px span; NaN for very few.
 
     It is the area of the convex hull of those nearest their median. An image of a wide lens counts
-    as one of so much as an ordinary wide-angle lens sees.
+    as one of so much as an ordinary wide-angle lens sees, and of a masked one what may be used.
     """
     if len(keypoints_xy) < _LEAST_OBSERVATIONS:
         return math.nan
@@ -162,7 +167,7 @@ def patch_ratio(keypoints_xy: Float64Array, *, width: int, height: int, focal_px
     num_inner = math.ceil(_INNER_RATIO * num_looked_at)
     nearest = np.argsort((offsets**2).sum(axis=1))[:num_inner]
     hull = cv2.convexHull(offsets[nearest].astype(np.float32))
-    return cv2.contourArea(hull) / min(width * height, _WIDEST * focal_px**2)
+    return cv2.contourArea(hull) / max(1.0, min(usable_px, _WIDEST * focal_px**2))
 
 
 def _weakest_parts(
@@ -201,8 +206,7 @@ class _Observed:
     frame_id: FrameId
     point3D_ids: Int64Array  # (N,)
     keypoints_xy: Float64Array  # (N, 2) px
-    width: int
-    height: int
+    usable_px: float
     focal_px: float
 
     @classmethod
@@ -213,15 +217,14 @@ class _Observed:
             frame_id=frame_id,
             point3D_ids=point3D_ids[observes],
             keypoints_xy=keyframe.features.keypoints_xy[observes],
-            width=keyframe.width,
-            height=keyframe.height,
+            usable_px=_usable_px(keyframe),
             focal_px=camera_focal_px(sparse_map.camera(keyframe.calibration_key)),
         )
 
     def patch_ratio(self, which: BoolArray | slice = slice(None)) -> float:
         """The share of the image that some of the observations (N,) span; NaN for very few."""
         return patch_ratio(
-            self.keypoints_xy[which], width=self.width, height=self.height, focal_px=self.focal_px
+            self.keypoints_xy[which], usable_px=self.usable_px, focal_px=self.focal_px
         )
 
 

@@ -18,7 +18,15 @@ from engine.mapping.verdict.patch_evidence import (
     patch_ratio,
 )
 from engine.mapping.verdict.verdict import judge
-from engine.types import Contradiction, Float64Array, FrameId, Keyframe, VerdictLevel
+from engine.types import (
+    Contradiction,
+    Float64Array,
+    FrameId,
+    GpsFix,
+    Keyframe,
+    PackedMask,
+    VerdictLevel,
+)
 from tests.mapping.verdict.test_map_evidence import graph_of, move
 from tests.mapping.verdict.test_part_evidence import pairs_of
 from tests.support.placed_maps import placed
@@ -115,6 +123,27 @@ def test_photos_that_much_of_their_images_holds_are_not_doubted(photos: Syntheti
     assert held_ids(grown_map(photos)) == []
 
 
+class MaskedPhotos(Photos):
+    """Photos; of the fifth, a mask leaves the middle: a window to look through."""
+
+    num_left_px = 180
+
+    def keyframe(self, frame_id: int, *, gps: GpsFix | None = None) -> Keyframe:
+        keyframe = super().keyframe(frame_id, gps=gps)
+        mask = np.zeros((HEIGHT, WIDTH), np.bool_)
+        left, top = (WIDTH - self.num_left_px) // 2, (HEIGHT - self.num_left_px) // 2
+        mask[top : top + self.num_left_px, left : left + self.num_left_px] = True
+        return replace(keyframe, mask=PackedMask.of(mask)) if frame_id == HELD else keyframe
+
+
+def test_what_fills_the_part_of_an_image_that_a_mask_leaves_is_no_small_patch(
+    of_photos: SparseMap,
+) -> None:
+    masked = map_with_patch(MaskedPhotos(straight_path(NUM), density=6.0, noise_px=0.3))
+    assert held_ids(of_photos) == [HELD]
+    assert held_ids(masked) == []
+
+
 @pytest.mark.parametrize(("residual_m", "is_confirmed"), [(1.0, True), (8.0, False), (40.0, False)])
 def test_a_position_confirms_a_photo_where_it_is_much_surer_than_the_map_is_large(
     of_photos: SparseMap, residual_m: float, is_confirmed: bool
@@ -166,7 +195,7 @@ def test_a_small_object_before_nothing_is_not_doubted() -> None:
     points = np.random.default_rng(1).uniform(-0.9, 0.9, (120, 3))
     sparse_map = grown_map(Photos(poses, points=points, noise_px=0.1))
     keypoints_xy = sparse_map.keyframe(HELD).features.keypoints_xy
-    assert patch_ratio(keypoints_xy, width=WIDTH, height=HEIGHT, focal_px=FOCAL_PX) < 0.04
+    assert patch_ratio(keypoints_xy, usable_px=WIDTH * HEIGHT, focal_px=FOCAL_PX) < 0.04
     assert held_ids(sparse_map) == []
 
 
@@ -179,7 +208,7 @@ def square(half_px: float, *, num: int = 400) -> Float64Array:
 
 
 def ratio_of(keypoints_xy: Float64Array, *, focal_px: float = FOCAL_PX) -> float:
-    return patch_ratio(keypoints_xy, width=WIDTH, height=HEIGHT, focal_px=focal_px)
+    return patch_ratio(keypoints_xy, usable_px=WIDTH * HEIGHT, focal_px=focal_px)
 
 
 def test_a_few_keypoints_elsewhere_make_no_patch_larger() -> None:
