@@ -52,8 +52,7 @@ _MIN_MATCHES = 18  # with viewing rays
 _SWUNG_RAD = np.radians(5.0)  # another direction of motion than the map's
 _TURNED_RAD = np.radians(5.0 / 3.0)  # another turn
 _MIN_GAIN = 10.0  # logarithm of the likelihood ratio from which a better pose is no chance
-_CLEAR_GAIN = 20.0  # likewise, where the map explains nearly all matches as well
-_NEARLY_ALL_RATIO = 0.9  # of a pair's matches
+_CLEAR_GAIN = 80.0  # likewise, from which a pair speaks in full against the places of its ends
 _INLYING_PX = 3.0  # from the epipolar lines, at an image edge of 1000 px
 _MIN_INLYING_SHARE = 0.5  # of a pair's matches
 DISPUTED_RATIO = 0.19  # of the weight of pairs, that contradict the map: it is doubtful
@@ -80,7 +79,9 @@ class PlaceEvidence:
     num_points: int  # of the map that it observes
     num_pairs: int  # examined
     num_confirming: float  # of them that do not contradict the map, and are proven where asked
-    disputed_ratio: float  # of the weight of these pairs, that clearly contradict the map
+    disputed_ratio: (
+        float  # of the weight of these pairs, that contradict the map, as clearly as each
+    )
     proven_disputed_ratio: float  # likewise, of those alone that a third view confirms
     parallax_px: float  # what turning alone leaves of the motion in most of its pairs
 
@@ -239,9 +240,9 @@ def _place(sparse_map: SparseMap, keyframe: Keyframe, examined: _Examined) -> Pl
             if examined.is_contested
             else int(has_it.sum()) * (1.0 - _share(examined.is_disputed[has_it], weights))
         ),
-        disputed_ratio=_share(examined.is_clear[has_it], examined.weights[has_it]),
-        proven_disputed_ratio=_share(
-            examined.is_clear[has_it] & examined.is_agreed[has_it], weights
+        disputed_ratio=_mean(examined.clearness[has_it], examined.weights[has_it]),
+        proven_disputed_ratio=_mean(
+            examined.clearness[has_it] * examined.is_agreed[has_it], weights
         ),
         parallax_px=(
             float(np.quantile(examined.fits.parallax_px[has_it], _PARALLAX_QUANTILE))
@@ -286,7 +287,7 @@ class _Examined:
     inlying: Float64Array  # (B,) share of the matches that the map explains
     fits: PairFits
     is_disputed: BoolArray  # (B,)
-    is_clear: BoolArray  # (B,) disputed, and not by a little that nearly all matches agree with
+    clearness: Float64Array  # (B,) how clearly a pair contradicts the map, 0 to 1
     is_agreed: BoolArray  # (B,) a third view confirms it; all where none was asked
     is_contested: bool  # third views were asked
     num_matches: Float64Array  # (B,) examined, of pairs that move; 0 of others
@@ -325,7 +326,12 @@ class _Examined:
             inlying=inlying,
             fits=fits,
             is_disputed=is_disputed,
-            is_clear=is_disputed & ((inlying < _NEARLY_ALL_RATIO) | (fits.gain > _CLEAR_GAIN)),
+            # Many pairs contradict a right map by a little, where something moves before the camera
+            # or images are blurred.
+            clearness=is_disputed
+            * np.where(
+                inlying < _MIN_INLYING_SHARE, 1.0, np.clip(fits.gain / _CLEAR_GAIN, 0.0, 1.0)
+            ),
             is_agreed=np.ones(len(sampled), np.bool_),
             is_contested=False,
             num_matches=np.where(moves, samples.is_used.sum(axis=1), 0).astype(np.float64),
@@ -442,7 +448,12 @@ def _moves(motion_px: Float64Array) -> bool:
 
 def _share(which: BoolArray, weights: Float64Array) -> float:
     """The share of the weight (B,) that some have; 0 where there is none."""
-    return float(weights[which].sum() / max(float(weights.sum()), 1e-9))
+    return _mean(which.astype(np.float64), weights)
+
+
+def _mean(values: Float64Array, weights: Float64Array) -> float:
+    """The mean of values (B,) by their weights (B,); 0 where there is none."""
+    return float((values * weights).sum() / max(float(weights.sum()), 1e-9))
 
 
 def _looks_up_ratio(sparse_map: SparseMap, placement: Placement | None) -> float:

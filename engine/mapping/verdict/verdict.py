@@ -36,9 +36,10 @@ _LEVELS = (VerdictLevel.GOOD, VerdictLevel.DOUBTFUL, VerdictLevel.WRONG)
 
 _WRONG_DISPUTED_RATIO = 0.4
 _MIN_PAIRS = 3  # of a keyframe whose place they dispute
-_MISPLACED_RATIO = 0.6  # of the weight of a keyframe's pairs, that contradict its place
-_DISPUTED_PLACE_RATIO = 0.5  # likewise, of several keyframes
-_MANY_DISPUTED = (2, 0.05)  # keyframes at least, and of all
+# Of the weight of a keyframe's pairs, that contradict its place. The most in right maps is 0.32. Of
+# their keyframes, moved by 8 % of the extent, 610 of 620 are found by this and the other rules; by
+# 3 %, 557 of 620.
+_DISPUTED_PLACE_RATIO = 0.4
 _WRONG_PLACES_RATIO = 0.25  # of all keyframes
 _WRONG_PART = (0.75, 0.25)  # of the evidence across that contradicts, and of all keyframes
 _CONFIRMING_PAIRS = 1.9  # whose weight must not contradict a place: two, or it rests on one
@@ -182,13 +183,9 @@ def _disputed(evidence: MapEvidence) -> Reasons:
     """Pairs that contradict the map, by what the contradiction looks like."""
     ratio, places = evidence.pairs.disputed_ratio, _disputed_places(evidence)
     is_overlay = _has_overlay(evidence)
-    least, of_all = _MANY_DISPUTED
-    share = len(places) / len(evidence.places)
     proven = [one for one in places if one.proven_disputed_ratio >= _DISPUTED_PLACE_RATIO]
-    is_proven = len(proven) >= max(least, _WRONG_PLACES_RATIO * len(evidence.places))
-    is_misplaced = any(place.disputed_ratio >= _MISPLACED_RATIO for place in places)
-    is_many = len(places) >= least and share >= of_all
-    if not (ratio >= DISPUTED_RATIO or is_misplaced or is_many):
+    is_proven = len(proven) >= max(2, _WRONG_PLACES_RATIO * len(evidence.places))
+    if ratio < DISPUTED_RATIO and not places:
         return
     if is_overlay or next(_twice(evidence), None) is not None:
         return  # that says why
