@@ -463,7 +463,8 @@ class SiftConfig(Section):
     640 px, are doubled. Higher: more of the smallest keypoints, and slower by its square."""
     lean_features: NonNegativeInt = 0
     """Keypoints kept per keyframe that overlaps widely with the one before it, as in a video; they
-    are described at half the resolution, all for half the cost. 0: no keyframe is treated so."""
+    are described at half the resolution, all for half the cost. 0: no keyframe is treated so. Those
+    of which a mask leaves less than three quarters never are."""
     lean_edge_px: PositiveInt = 600
     """px. The working_edge_px of these keyframes."""
     min_lean_matches: PositiveInt = 100
@@ -504,7 +505,7 @@ class RetrievalConfig(Section):
     max_descriptors: PositiveInt = 1000
     """Descriptors of a keyframe that are used, strongest first."""
     first_vocabulary_at: PositiveInt = 10
-    """Keyframes seen before words are learned; no place is recognised earlier."""
+    """Keyframes before places are recognised; words are learned from all but the last two."""
     max_vocabulary_keyframes: PositiveInt = 100
     """Keyframes. Words are learned again at each doubling up to here, then stay as they are."""
 

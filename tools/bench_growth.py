@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 import engine.mapping.mapper as mapper_module
 from engine.config import Config, load_config
+from engine.cpu_time import Stage
 from engine.geometry import camera_center, transform_points
 from engine.mapping import background_jobs
 from engine.mapping.camera_changes.camera_crops import CameraCrops
@@ -60,6 +61,7 @@ from engine.mapping.windows.window_schedule import WindowRefinement
 from engine.matching.pair_matching import PairMatching
 from engine.matching.place_recognition import PlaceRecognizer
 from engine.matching.scene_graph import SceneGraph
+from engine.run.event_loop import new_thread
 from engine.types import (
     Features,
     Frame,
@@ -342,7 +344,11 @@ class Run:
     def __init__(self, config: Config, flight: Flight, clock: Clock) -> None:
         graph = SceneGraph(
             config.scene_graph,
-            recognizer=PlaceRecognizer(config.retrieval, seed=config.runtime.seed),
+            recognizer=PlaceRecognizer(
+                config.retrieval,
+                seed=config.runtime.seed,
+                thread=new_thread("places", stage=Stage.PLACES),
+            ),
         )
         self._matching = PairMatching(
             graph,

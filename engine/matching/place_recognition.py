@@ -10,9 +10,10 @@ many descriptors fall into it, which is what intra-normalisation does for VLAD (
 Zisserman, CVPR 2013), so repeated structure does not drown the rest of the image.
 
 No file is needed: principal axes and words come from the keyframes seen so far, and are learned
-again each time the number of keyframes doubles, once they are asked for. They are learned two
-keyframes before they are used, so that another thread can do it meanwhile: no keyframe waits for
-it, and by which words keyframes are compared does not depend on the timing.
+again each time the number of keyframes doubles, once they are asked for. They are learned from all
+keyframes but the last two before they are used. A query of one of these has another thread begin,
+so that the keyframe that needs them seldom waits; by which words keyframes are compared does not
+depend on the timing.
 """
 
 from __future__ import annotations
@@ -83,19 +84,19 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """Words that are to be learned."""
+    """A vocabulary that is to be learned."""
 
-    num_learned_from: int  # the first keyframes
-    used_from: int  # keyframes
+    num_learned_from: int  # keyframes, the first ones
+    used_from: int  # keyframes there are when it replaces the one before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Learned:
-    """Words, and the signatures (N, K) of the keyframes that they were learned from."""
+class _LearnedVocabulary:
+    """A vocabulary, and the signatures of the keyframes (N,) that it was learned from."""
 
     vocabulary: Vocabulary
-    bits: Uint64Array
-    occupied: BoolArray
+    bits: Uint64Array  # (N, K) by word
+    occupied: BoolArray  # (N, K) which words occur
 
 
 class PlaceRecognizer:
@@ -107,7 +108,7 @@ class PlaceRecognizer:
     Queries return nothing before ``first_vocabulary_at`` keyframes were added. Vocabulary and
     signatures are made again at each doubling from there on, up to ``max_vocabulary_keyframes``,
     so a keyframe costs a bounded share of that work. A vocabulary is learned from the keyframes up
-    to two before its doubling alone, and only if a query needs it: many keyframes added at once, as
+    to two before its doubling alone, and only where queries come: many keyframes added at once, as
     those of a run that is resumed, cost one. One thread at a time.
 
     Memory: 9 bytes per word and keyframe, and copies of each keyframe's strongest descriptors,
@@ -131,7 +132,7 @@ class PlaceRecognizer:
         self._descriptors: list[Uint8Array] = []  # of each keyframe, while words may change
         self._learn_at = config.first_vocabulary_at
         self._plans: list[_Plan] = []  # the earliest first
-        self._learning: tuple[_Plan, Future[_Learned]] | None = None  # on the thread
+        self._learning: tuple[_Plan, Future[_LearnedVocabulary]] | None = None  # on the thread
         self._vocabulary: Vocabulary | None = None
         self._kernel = np.zeros(0, np.float32)  # (B + 1,) similarity at each Hamming distance
         self._bits = np.zeros((0, config.num_words), np.uint64)  # rows grow by doubling
@@ -152,7 +153,7 @@ class PlaceRecognizer:
         if descriptors.shape[1] != self._num_values:
             raise ValueError(f"keyframe {frame_id}: descriptors of {descriptors.shape[1]} values")
         if not self._may_learn:
-            self._use_what_is_due()
+            self._replace_vocabulary_if_due()
         self._rows[frame_id] = len(self._frame_ids)
         self._frame_ids.append(frame_id)
         # A copy: what they are a part of may be let go of.
@@ -183,7 +184,7 @@ class PlaceRecognizer:
             KeyError: the keyframe was never added.
         """
         row = self._rows[frame_id]
-        self._use_what_is_due()
+        self._replace_vocabulary_if_due()
         self._learn_ahead()
         if self._vocabulary is None:
             return []
@@ -212,16 +213,16 @@ class PlaceRecognizer:
     def _learn_ahead(self) -> None:
         """Begins with the words that the next keyframes need, on the thread."""
         if self._thread is not None and self._learning is None and self._plans:
-            plan = self._plans[-1]
-            self._learning = plan, self._thread.submit(self._learn, plan, self._those_of(plan))
+            (plan,) = self._plans  # what was due is used by now
+            self._learning = plan, self._thread.submit(self._learn, plan, self._learned_from(plan))
 
-    def _use_what_is_due(self) -> None:
+    def _replace_vocabulary_if_due(self) -> None:
         """Takes the words of the latest doubling, and makes the signatures that are missing."""
         due = [plan for plan in self._plans if plan.used_from <= len(self._frame_ids)]
         if not due:
             return
         plan, self._plans = due[-1], self._plans[len(due) :]
-        learned = self._learned(plan)
+        learned = self._take_learned(plan)
         self._vocabulary = learned.vocabulary
         num_bits = learned.vocabulary.words.shape[1]
         cosines = 1.0 - 2.0 * np.arange(num_bits + 1) / num_bits
@@ -234,23 +235,24 @@ class PlaceRecognizer:
         if not self._may_learn and not self._plans:
             self._descriptors.clear()
 
-    def _learned(self, plan: _Plan) -> _Learned:
+    def _take_learned(self, plan: _Plan) -> _LearnedVocabulary:
         """The words of a plan, from the thread if it has begun with them."""
         learning, self._learning = self._learning, None
         if learning is not None and not learning[1].cancel() and learning[0] is plan:
             return learning[1].result()
-        return self._learn(plan, self._those_of(plan))
+        return self._learn(plan, self._learned_from(plan))
 
-    def _those_of(self, plan: _Plan) -> Sequence[Uint8Array]:
+    def _learned_from(self, plan: _Plan) -> Sequence[Uint8Array]:
+        """The descriptors (N, D) of each keyframe that a vocabulary is learned from."""
         return tuple(self._descriptors[: plan.num_learned_from])
 
-    def _learn(self, plan: _Plan, descriptors: Sequence[Uint8Array]) -> _Learned:
+    def _learn(self, plan: _Plan, descriptors: Sequence[Uint8Array]) -> _LearnedVocabulary:
         """Learns words; reads nothing that changes, for any thread."""
         rng = np.random.default_rng((self._seed, plan.num_learned_from))
         sample = _sample(descriptors, limit=self._training_size, rng=rng)
         vocabulary = Vocabulary.learn(sample, num_words=self._config.num_words, rng=rng)
         signatures = [vocabulary.signature(values) for values in descriptors]
-        return _Learned(
+        return _LearnedVocabulary(
             vocabulary=vocabulary,
             bits=np.stack([bits for bits, _ in signatures]),
             occupied=np.stack([occupied for _, occupied in signatures]),

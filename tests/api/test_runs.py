@@ -543,6 +543,7 @@ def test_an_event_loop_feeds_a_run_and_gets_its_events(tmp_path: Path) -> None:
                 await run.add_frame(rgb, captured_at_s=number / 5)
             result = await run.finish()
             await listening
+            assert run.verdict == result.verdict
         return events, result.summary["frames_received"]
 
     events, num_received = asyncio.run(feed())

@@ -312,8 +312,36 @@ def test_no_query_learns_words_where_a_thread_had_two_keyframes_time_for_it(
         with monkeypatch.context() as patch:
             patch.setattr(Vocabulary, "learn", count)
             query(recognizer, frame_id)
-        thread.run_all()
+        if frame_id % 2:  # a keyframe later
+            thread.run_all()
     assert num_learned_by_queries == 0
+    assert query(recognizer, 45)
+
+
+def test_keyframes_added_at_once_after_learning_began_get_the_words_of_their_doubling() -> None:
+    world = World(seed=4, num_places=15, noise=10.0)
+    views = [world.view(idx % 15) for idx in range(45)]
+    thread = LateThread()
+    beside = PlaceRecognizer(CONFIG, seed=0, thread=thread)
+    for frame_id, descriptors in enumerate(views, start=1):
+        beside.add(make_features(frame_id, descriptors))
+        if frame_id == 8:
+            assert query(beside, 8) == []
+            assert len(thread.waiting) == 1  # words that nobody will ask for
+    assert query(beside, 45, limit=30) == query(recognizer_after(views), 45, limit=30)
+    thread.run_all()  # the call was cancelled
+    assert query(beside, 45, limit=30) == query(recognizer_after(views), 45, limit=30)
+
+
+def test_words_are_learned_by_the_first_query_where_none_came_before() -> None:
+    world = World(seed=4, num_places=15, noise=10.0)
+    views = [world.view(idx % 15) for idx in range(31)]
+    thread = LateThread()
+    late = PlaceRecognizer(CONFIG, seed=0, thread=thread)
+    for frame_id, descriptors in enumerate(views, start=1):
+        late.add(make_features(frame_id, descriptors))
+    assert thread.waiting == []
+    assert query(late, 31)[0][0] in (1, 16)
 
 
 def test_among_many_keyframes_a_place_is_found_as_among_few(

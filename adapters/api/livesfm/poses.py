@@ -47,7 +47,7 @@ class Pose:
 
 
 class CollectingView:
-    """Keeps events, poses and counts until they are taken; hands events to a listener.
+    """Keeps events and poses until they are taken, and how the map is; hands events to a listener.
 
     Args:
         origin_of: camera and index of a frame.
@@ -75,7 +75,7 @@ class CollectingView:
 
     @property
     def verdict(self) -> Verdict | None:
-        """How far the map can be trusted, by the last judgement; None: none had a doubt so far."""
+        """The verdict on the growing map as it was when it changed last; None: it did not yet."""
         return self._verdict
 
     def take_poses(self, *, repeated: bool) -> list[Pose]:
@@ -93,7 +93,7 @@ class CollectingView:
         return events
 
     def show_event(self, event: Event) -> None:
-        """Keeps an event, and the pose that it may be of."""
+        """Keeps an event, and the pose or the verdict that it may be of."""
         with self._lock:
             self._events.append(event)
             if isinstance(event, FramePosed):

@@ -280,8 +280,9 @@ class Run:
     def verdict(self) -> Verdict | None:
         """How far the map can be trusted: of a run that has ended, that of its `RunResult`.
 
-        While the map grows, it is judged each time that it has grown by a part; None: it was not
-        judged, or not doubted, so far. A doubt may pass as more is filmed.
+        While the map grows it is judged now and then. This is as it was when its level or the kinds
+        of its reasons changed last; None: they did not, and nothing speaks against the map so far.
+        A doubt may pass as more is filmed.
         """
         return self._view.verdict if self._outcome is None else self._outcome.verdict
 

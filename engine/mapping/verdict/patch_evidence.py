@@ -9,6 +9,7 @@ each other: what counts is what they share with all others.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from engine.types import (
     FrameId,
     Int64Array,
     Keyframe,
+    PackedMask,
     VerifiedPair,
 )
 
@@ -49,6 +51,7 @@ _LEAST_OBSERVATIONS = 6  # fewer, wherever they are, may span little by chance
 # lenses are of so much: what fills an ordinary image is a small part of a panorama.
 _WIDEST = 2.0
 _NUM_CUTS = 16  # joints between parts of a map that are looked at, the weakest
+_LEAST_USABLE = 0.25  # of an image: a patch in a smaller window of a mask is small all the same
 _NEAR_RATIO = 0.05  # of the extent of a map, from where something else has a keyframe
 
 
@@ -148,16 +151,22 @@ def _limit(middle: float) -> float:
 
 
 def _usable_px(keyframe: Keyframe) -> float:
-    """How many pixels of an image may be used."""
-    mask = keyframe.mask
-    return float(keyframe.width * keyframe.height if mask is None else mask.num_usable())
+    """How many pixels of an image may be used, but at least a part of all."""
+    num_px = keyframe.width * keyframe.height
+    num_usable = num_px if keyframe.mask is None else _num_usable(keyframe.mask)
+    return max(float(num_usable), _LEAST_USABLE * num_px)
+
+
+@functools.lru_cache(maxsize=64)  # many keyframes share one
+def _num_usable(mask: PackedMask) -> int:
+    return mask.num_usable()
 
 
 def patch_ratio(keypoints_xy: Float64Array, *, usable_px: float, focal_px: float) -> float:
     """The share of an image that most of some keypoints (N, 2) px span; NaN for very few.
 
-    It is the area of the convex hull of those nearest their median. An image of a wide lens counts
-    as one of so much as an ordinary wide-angle lens sees, and of a masked one what may be used.
+    It is the area of the convex hull of those nearest their median. Of a masked image, what may be
+    used counts; of a wide lens's, as much as an ordinary wide-angle lens sees.
     """
     if len(keypoints_xy) < _LEAST_OBSERVATIONS:
         return math.nan
@@ -167,7 +176,7 @@ def patch_ratio(keypoints_xy: Float64Array, *, usable_px: float, focal_px: float
     num_inner = math.ceil(_INNER_RATIO * num_looked_at)
     nearest = np.argsort((offsets**2).sum(axis=1))[:num_inner]
     hull = cv2.convexHull(offsets[nearest].astype(np.float32))
-    return cv2.contourArea(hull) / max(1.0, min(usable_px, _WIDEST * focal_px**2))
+    return cv2.contourArea(hull) / min(usable_px, _WIDEST * focal_px**2)
 
 
 def _weakest_parts(

@@ -112,7 +112,7 @@ def test_a_keyframe_moved_along_its_motion_shares_few_points_with_the_rest() -> 
 
 
 @pytest.mark.parametrize(("kept", "is_torn"), [(0.36, False), (0.15, True)])
-def test_a_keyframe_that_lost_points_as_a_blurred_one_does_is_not_torn_from_the_rest(
+def test_a_keyframe_that_lost_points_as_a_blurred_one_does_is_torn_only_where_few_are_left(
     kept: float, is_torn: bool
 ) -> None:
     sparse_map = grown_map(SyntheticWorld(straight_path(NUM, step=1.0), noise_px=0.4))

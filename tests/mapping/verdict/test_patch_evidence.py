@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -126,7 +126,9 @@ def test_photos_that_much_of_their_images_holds_are_not_doubted(photos: Syntheti
 class MaskedPhotos(Photos):
     """Photos; of the fifth, a mask leaves the middle: a window to look through."""
 
-    num_left_px = 180
+    def __init__(self, *args: Any, num_left_px: int, **kwargs: Any) -> None:
+        self.num_left_px = num_left_px
+        super().__init__(*args, **kwargs)
 
     def keyframe(self, frame_id: int, *, gps: GpsFix | None = None) -> Keyframe:
         keyframe = super().keyframe(frame_id, gps=gps)
@@ -136,12 +138,14 @@ class MaskedPhotos(Photos):
         return replace(keyframe, mask=PackedMask.of(mask)) if frame_id == HELD else keyframe
 
 
-def test_what_fills_the_part_of_an_image_that_a_mask_leaves_is_no_small_patch(
-    of_photos: SparseMap,
+@pytest.mark.parametrize(
+    ("num_left_px", "num", "is_held"), [(HEIGHT, 90, True), (370, 90, False), (60, PATCH, True)]
+)
+def test_what_fills_the_part_of_an_image_that_a_mask_leaves_is_no_small_patch_unless_that_is_tiny(
+    num_left_px: int, num: int, is_held: bool
 ) -> None:
-    masked = map_with_patch(MaskedPhotos(straight_path(NUM), density=6.0, noise_px=0.3))
-    assert held_ids(of_photos) == [HELD]
-    assert held_ids(masked) == []
+    masked = MaskedPhotos(straight_path(NUM), density=6.0, noise_px=0.3, num_left_px=num_left_px)
+    assert held_ids(map_with_patch(masked, num=num)) == ([HELD] if is_held else [])
 
 
 @pytest.mark.parametrize(("residual_m", "is_confirmed"), [(1.0, True), (8.0, False), (40.0, False)])

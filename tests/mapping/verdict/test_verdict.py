@@ -245,6 +245,13 @@ def test_pairs_that_nothing_had_to_confirm_are_suspected_first() -> None:
     assert "agreement.mode" in only_reason(given).sentence
 
 
+@pytest.mark.parametrize(("ratio", "level"), [(0.35, GOOD), (0.45, DOUBTFUL)])
+def test_pairs_that_contradict_a_place_by_a_little_are_no_doubt(
+    ratio: float, level: VerdictLevel
+) -> None:
+    assert judge(evidence(places={9: {"disputed_ratio": ratio}})).level is level
+
+
 def test_one_keyframe_against_its_pairs_makes_a_map_doubtful() -> None:
     reason = only_reason(evidence(places={9: {"disputed_ratio": 0.9}}))
     assert (reason.kind, reason.level) == ("misplaced", DOUBTFUL)
