@@ -1,7 +1,8 @@
 """Positions of photos from a file of their own: CSV with a header, and ODM's ``geo.txt``.
 
 A row names a photo by its file name, with folders or without, with its ending or without. What is
-given here wins over EXIF.
+given here wins over EXIF. A ``geo.txt`` names its coordinate system in the first line; its x is
+east, or the longitude (https://docs.opendronemap.org/geo).
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from adapters.sources.files.coordinate_systems import (
+    is_wgs84,
+    names_coordinate_system,
+    to_wgs84,
+)
 from adapters.sources.files.photo_files import without_image_endings
 from adapters.sources.files.telemetry_text import text_of_file
 from engine.errors import ConfigError
@@ -28,7 +34,7 @@ _LONGITUDES = ("longitude", "lon", "lng", "long", "longitudedeg", "gpslongitude"
 _ALTITUDES = ("altitude", "alt", "elevation", "ele", "height", "altitudem", "gpsaltitude", "z")
 _ACCURACIES = ("accuracy", "accuracym", "horizontalaccuracy", "hacc", "sigmaxy", "xyaccuracy")
 _VERTICAL = ("verticalaccuracy", "vacc", "verticalaccuracym", "sigmaz", "zaccuracy")
-_WGS84 = re.compile(r"epsg:\s*4326|wgs\s?84$|\+proj=(?:longlat|latlong)\b.*", re.IGNORECASE)
+_DEGREES = re.compile(r"\+proj=(?:longlat|latlong)(?:\s+\+no_defs)?", re.IGNORECASE)  # of WGS84
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{1,4}")  # of an image, in lower case
 # Of ODM; angles between. Columns named x and y elsewhere may be metres of any kind.
 _GEO_COLUMNS = ("name", "longitude", "latitude", "altitude", "", "", "", "hacc", "vacc")
@@ -168,7 +174,7 @@ def read_position_files(paths: Sequence[str]) -> NamedPositions:
 def _no_positions(path: Path, why: str) -> ConfigError:
     return ConfigError(
         f"{path}: holds no position of a named photo: {why}; a CSV with a header (name, latitude,"
-        " longitude, altitude; degrees) or a geo.txt of EPSG:4326 is read"
+        " longitude, altitude; degrees) or a geo.txt (EPSG:n, WGS84 UTM zN) is read"
     )
 
 
@@ -191,13 +197,12 @@ def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | str]]:
     lines = [line for line in text_of_file(data).splitlines() if line]
     if not lines:
         return
-    if _WGS84.match(lines[0].strip()):
-        yield from _fixes(_GEO_COLUMNS, (line.split() for line in lines[1:]))
+    if names_coordinate_system(header := lines[0].strip()):
+        rows = [line.split() for line in lines[1:]]
+        if not (is_wgs84(header) or _DEGREES.fullmatch(header)):
+            rows = _rows_on_wgs84(path, header, rows)
+        yield from _fixes(_GEO_COLUMNS, rows)
         return
-    if re.match(r"epsg:|\+proj=", lines[0].strip(), re.IGNORECASE):
-        raise ConfigError(
-            f"{path}: coordinates of {lines[0].strip()[:40]} are not read, only WGS84"
-        )
     delimiter = max(";\t,", key=lines[0].count)
     reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, strict=True)
     try:
@@ -214,6 +219,27 @@ def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | str]]:
             path, f"its first line names no column {' and none '.join(missing)} ({header:.80})"
         )
     yield from _fixes(columns, table[1:])
+
+
+def _rows_on_wgs84(path: Path, header: str, rows: Sequence[list[str]]) -> list[list[str]]:
+    """Rows of a geo.txt in a coordinate system, with longitude, latitude and height in metres.
+
+    Rows without a place stay as they are.
+
+    Raises:
+        AdapterUnavailableError: pyproj is missing.
+        ConfigError: the line names no coordinate system, or none with east and north.
+    """
+    places: dict[int, tuple[float, float, float]] = {}
+    for number, row in enumerate(rows):
+        x, y, z = ([_number(cell) for cell in row[1:4]] + [None] * 3)[:3]
+        if x is not None and y is not None and (x, y) != (0.0, 0.0):
+            places[number] = x, y, math.nan if z is None else z
+    on_wgs84 = to_wgs84(path, header, list(places.values()))
+    moved = [list(row) for row in rows]
+    for number, place in zip(places, on_wgs84, strict=True):
+        moved[number][1:4] = ["" if math.isnan(value) else repr(value) for value in place]
+    return moved
 
 
 def _fixes(

@@ -40,6 +40,32 @@ def test_positions_are_read_by_the_names_of_columns(text: str, tmp_path: Path) -
     assert read(tmp_path / "positions.txt", text) == PLACE
 
 
+@pytest.mark.parametrize(
+    ("header", "place"),
+    [
+        ("WGS84 UTM 32N", "500000.0 0.0 430"),
+        ("EPSG:32632", "500000.0 0.0 430 0 0 0 0.02 0.05"),
+        ("+proj=utm +zone=32 +datum=WGS84 +units=m +no_defs", "500000.0 0.0 430"),
+        ("EPSG:2056", "2600000.0 1200000.0 430"),  # the old observatory of Bern
+    ],
+)
+def test_a_geo_txt_is_read_in_the_system_of_its_first_line(
+    header: str, place: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyproj")
+    text = f"{header}\na.jpg {place}\nb.jpg 0 0 0\nc.jpg {' '.join(place.split()[:2])}\n"
+    whole, nothing, without_height = read_all(tmp_path / "geo.txt", text, "a.jpg", "b.jpg", "c.jpg")
+    latitude, longitude = (46.951083, 7.438637) if "2056" in header else (0.0, 9.0)
+    assert whole is not None and without_height is not None
+    assert nothing is None
+    assert whole.latitude_deg == pytest.approx(latitude, abs=2e-5)
+    assert whole.longitude_deg == pytest.approx(longitude, abs=2e-5)
+    assert (whole.altitude_m, without_height.altitude_m) == (430.0, None)
+    accuracies = (0.02, 0.05) if place.endswith("0.05") else (None, None)
+    assert (whole.accuracy_m, whole.vertical_accuracy_m) == accuracies
+    assert without_height.latitude_deg == whole.latitude_deg
+
+
 @pytest.mark.parametrize("name", ["IMG_1.HEIC", "IMG_1.jpg", "IMG_1", "IMG_1.HEIC.jpg"])
 @pytest.mark.parametrize("photo", ["IMG_1.HEIC", "card/IMG_1.HEIC.jpg"])
 def test_a_photo_and_its_keyframe_image_are_found_by_the_names_that_either_has(
@@ -146,7 +172,11 @@ def test_a_name_with_another_ending_fits_where_nothing_else_does(tmp_path: Path)
         ("name,x,y,z\na.jpg,12.5,47.5,3\n", r"no column latitude .* \(name, x, y, z\)"),
         ('name,lat,lon\n"a.jpg,1,1\nb.jpg,2,2\n', "is no CSV: line 3: unexpected end of data"),
         (f'name,lat,lon\n"a.jpg,1,1\n{"b.jpg,2,2" * 20_000}\n', "is no CSV: line 3: field larger"),
-        ("EPSG:32632\na.jpg 512345.0 5412345.0 400\n", "EPSG:32632 are not read"),
+        ("EPSG:999999\na.jpg 512345.0 5412345.0 400\n", "EPSG:999999 is no coordinate system"),
+        ("EPSG:5703\na.jpg 512345.0 5412345.0 400\n", "a projected system, with east and north"),
+        ("WGS84 UTM 61N\na.jpg 512345.0 5412345.0 400\n", "UTM has zones 1 to 60"),
+        ("EPSG:32632\na.jpg 0 0 0\n", "latitude and longitude are 0"),
+        ("EPSG:32632\na.jpg 1e12 5412345.0 400\n", "its latitude is no number"),
     ],
 )
 def test_a_file_without_positions_is_refused_with_what_is_read(
