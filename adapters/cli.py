@@ -259,7 +259,13 @@ def run(
             quiet=quiet,
             view_stays=_stays(view_stays, view_ends),
         )
-        options = replace(options, record_input=record_input, profile=profile, early=early or None)
+        options = replace(
+            options,
+            record_input=record_input,
+            profile=profile,
+            early=early or None,
+            lays_onto=() if control is None else tuple(control.arguments),
+        )
         config = [*_recorded_overlays(source), *(config or [])]
         if record_input is not None and onto is not None:
             raise ConfigError("--record-input: keeps whole runs only, not those begun with --onto")
@@ -913,7 +919,7 @@ def _laid_out(outcome: RunOutcome, control: Control | None) -> tuple[RunOutcome,
         if control is not None:
             return outcome, [f"not laid onto ground control: {error}"]
         return outcome, [
-            f"NOT laid again onto what the map was laid onto before: {error}",
+            f"NOT laid onto what the map is to be laid onto: {error}",
             f"once that is mended: {command}",
         ]
     for line in lines:

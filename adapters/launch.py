@@ -74,6 +74,7 @@ class LaunchOptions:
     profile: bool = False  # where its threads spend their time is written into the folder
     staying: StayingViews | None = None  # takes live views, which end after the run; None: with it
     early: EarlyListening | None = None  # what listens already for sources that wait for a push
+    lays_onto: tuple[str, ...] = ()  # arguments of livesfm georeference, for the map when it ends
 
 
 def launch(config: Config, options: LaunchOptions) -> RunOutcome:
@@ -379,9 +380,13 @@ def _run_folder(config: Config, options: LaunchOptions) -> RunFolder:
     if not options.overwrite:  # which makes room
         refuse_full_disk(options.path, config.runtime)
     if going_on is None or going_on.former is None:
-        return RunFolder.create(options.path, config_text=text, overwrite=options.overwrite)
-    frames = going_on.former.frames
-    return RunFolder.reopen(options.path, frames, config_text=text, lock=going_on.lock)
+        folder = RunFolder.create(options.path, config_text=text, overwrite=options.overwrite)
+    else:
+        frames = going_on.former.frames
+        folder = RunFolder.reopen(options.path, frames, config_text=text, lock=going_on.lock)
+    if options.lays_onto:  # a resume lays the map of a run that is killed before its end
+        folder.keep_what_it_is_laid_onto(options.lays_onto)
+    return folder
 
 
 def _input_recording(

@@ -1,4 +1,4 @@
-"""What a run's map was laid onto after its end, so that a resume can do it again.
+"""What a run's map is laid onto after its end, so that a resume can do it, or do it again.
 
 Positions that came later are no part of the run: whatever maps again has no place for them.
 """

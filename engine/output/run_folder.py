@@ -33,7 +33,7 @@ from engine.output.files import (
     write_atomically,
     written_atomically,
 )
-from engine.output.laid_onto import LAID_ONTO
+from engine.output.laid_onto import LAID_ONTO, record_of
 from engine.output.run_format import format_line
 from engine.output.run_lock import (
     LOCK_NAME,
@@ -276,6 +276,18 @@ class RunFolder:
             config=(format_line() + config_text).encode(),
         )
         return run
+
+    def keep_what_it_is_laid_onto(self, arguments: Sequence[str]) -> None:
+        """Keeps what the map is to be laid onto when the run ends, for a resume.
+
+        Args:
+            arguments: of ``livesfm georeference RUN``.
+
+        Raises:
+            JournalError: the file cannot be written.
+        """
+        with _writing(self.path):
+            write_atomically(self.path / LAID_ONTO, record_of(arguments))
 
     def go_on(self) -> None:
         """Makes the folder that of a run that is not finished any more: its map is restored.

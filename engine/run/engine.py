@@ -981,10 +981,10 @@ def _opened(source: Source, role: SourceRole) -> SourceOpened:
 
 
 def _not_laid(command: str) -> str:
-    """Words for positions that came after an end of the run."""
+    """Words for what a map is laid onto after an end of its run."""
     return (
-        "the positions that the map was laid onto after an end of the run are no part of it while"
-        f" it goes on; at its end livesfm resume lays the map onto them again: {command}"
+        "what the map is laid onto after an end of the run is no part of it while it goes on; at"
+        f" its end livesfm resume lays the map onto it: {command}"
     )
 
 

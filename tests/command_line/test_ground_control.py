@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import typer
@@ -573,6 +574,29 @@ def test_a_run_whose_control_points_do_not_fit_keeps_its_map_and_says_so(
     assert "map laid onto 6 control points" in capsys.readouterr().out
 
 
+def test_a_run_that_is_killed_before_its_end_knows_what_its_map_is_to_be_laid_onto(
+    world: SyntheticWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_gcp(tmp_path / "g.txt", world)
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    for number in range(2):
+        cv2.imwrite(str(photos / f"{number}.png"), np.full((48, 64, 3), 90, np.uint8))
+    said: list[str] = []
+
+    def is_killed(outcome: RunOutcome, *args: object, **kwargs: object) -> None:
+        said.append(command_to_lay_again(outcome.path))
+
+    monkeypatch.setattr(cli, "_finish", is_killed)
+    command = ["run", str(photos), "--out", str(run), "--view", "none", "--quiet"]
+    bar = ["--scale-bar", "G1", "G5", "4.5", "--check", "G6"]
+    for given in ([], ["--gcp", str(file), *bar]):
+        done = CliRunner().invoke(cli.app, [*command, "--overwrite", *given])
+        assert done.exit_code == 0, done.output
+    how = f"--gcp {file} --check G6 --scale-bar G1 G5 4.5"
+    assert said == ["", f"livesfm georeference {run} {how}"]
+
+
 def finish(run: Path) -> int:
     """The exit code of a run that went on and has ended, without ground control of its own."""
     outcome = RunOutcome(
@@ -616,7 +640,7 @@ def test_a_run_that_went_on_is_laid_again_onto_what_it_was_laid_onto(
     file.unlink()
     assert finish(again) == cli.DOUBTED
     *_, why, command, last = capsys.readouterr().out.splitlines()
-    assert why.startswith("NOT laid again onto what the map was laid onto before: ")
+    assert why.startswith("NOT laid onto what the map is to be laid onto: ")
     assert command.endswith(command_to_lay_again(again))
     assert last.startswith(f"{again}: {NUM_FRAMES} of {NUM_FRAMES} keyframes registered")
     (again / "laid_onto.json").write_text('{"arguments": ["--gcp"]}')
