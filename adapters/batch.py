@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,15 +107,26 @@ COLUMNS = ("dataset", "keyframes", "registered", "px", "wall s", "verdict")
 
 
 def plan_batch(
-    sources: Sequence[str], *, out: Path, arguments: Sequence[str] = ()
+    sources: Sequence[str],
+    *,
+    out: Path,
+    arguments: Sequence[str] = (),
+    files: Mapping[str, str] | None = None,
 ) -> list[BatchRun]:
     """A run for each source, in folders of their names in ``out``.
 
     A folder that another source's run has is left to it, whichever of the sources are given again
     and in whichever order.
 
+    Args:
+        sources: folders and videos.
+        out: folder of the runs.
+        arguments: of each run.
+        files: names of files in the folders, or beside the videos, by the option of a run that
+            takes one. A line in the log names sources without one.
+
     Raises:
-        ConfigError: a source does not exist.
+        ConfigError: a source does not exist, or none has a file of a name.
     """
     runs: dict[str, BatchRun] = {}
     for source in sources:
@@ -132,9 +143,23 @@ def plan_batch(
             name=name,
             source=absolute,
             folder=(out / name).resolve(),
-            arguments=tuple(arguments),
+            arguments=(*arguments, *_arguments_of(path.resolve(), files or {})),
         )
+    for option, name in (files or {}).items():
+        without = [run.source for run in runs.values() if option not in run.arguments]
+        if len(without) == len(runs):
+            raise ConfigError(f"{option} {name}: there is no such file in any of the folders")
+        for source in without:
+            logger.warning("%s: has no %s, and is mapped without", source, name)
     return list(runs.values())
+
+
+def _arguments_of(path: Path, files: Mapping[str, str]) -> Iterator[str]:
+    """The options of a run whose files are there, with these."""
+    folder = path if path.is_dir() else path.parent
+    for option, name in files.items():
+        if (folder / name).is_file():
+            yield from (option, str(folder / name))
 
 
 def run_batch(runs: Sequence[BatchRun], *, address: str = "") -> Iterator[BatchResult]:

@@ -678,6 +678,14 @@ def batch(
         list[str], typer.Argument(metavar="DIR", help="Folder of images, or video; a run each.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the runs.")] = Path("runs"),
+    positions: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Take the file NAME of each DIR for its positions."),
+    ] = None,
+    gcp: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Likewise, for its ground control: gcp_list.txt."),
+    ] = None,
     config: ConfigOption = None,
     settings: SettingOption = None,
 ) -> None:
@@ -691,7 +699,13 @@ def batch(
         names = (os.path.abspath(one) if os.path.isfile(one) else one for one in config or [])
         given = [f"--config={one}" for one in names]
         given += [f"--set={one}" for one in [*(settings or []), 'remote.address=""']]
-        runs = plan_batch(dataset, out=out, arguments=given)
+        files = {"--positions": positions, "--gcp": gcp}
+        runs = plan_batch(
+            dataset,
+            out=out,
+            arguments=given,
+            files={option: name for option, name in files.items() if name is not None},
+        )
         results = []
         former = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:

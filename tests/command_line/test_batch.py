@@ -80,6 +80,32 @@ def test_each_dataset_gets_a_run_of_its_name_and_two_of_one_name_get_two(
     assert all("--set=sift.max_features=9" in command for command in runs.commands)
 
 
+def test_each_dataset_gets_its_own_files_of_positions_and_ground_control(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, without, clips = folders(tmp_path, "whole", "without", "clips")
+    for path in (Path(whole, "geo.txt"), Path(whole, "gcp_list.txt"), Path(clips, "geo.txt")):
+        path.touch()
+    video = Path(clips, "clip.mp4")
+    video.touch()
+    files = {"--positions": "geo.txt", "--gcp": "gcp_list.txt"}
+    planned = plan_batch(
+        [whole, without, str(video)], out=tmp_path / "runs", arguments=["--set=x=1"], files=files
+    )
+    assert [run.arguments for run in planned] == [
+        ("--set=x=1", "--positions", f"{whole}/geo.txt", "--gcp", f"{whole}/gcp_list.txt"),
+        ("--set=x=1",),
+        ("--set=x=1", "--positions", f"{clips}/geo.txt"),
+    ]
+    lines = [f"{without}: has no geo.txt", f"{without}: has no gcp_list.txt"]
+    lines.append(f"{video}: has no gcp_list.txt")
+    assert sorted(record.getMessage() for record in caplog.records) == sorted(
+        f"{line}, and is mapped without" for line in lines
+    )
+    with pytest.raises(ConfigError, match="--gcp points.txt: there is no such file in any of"):
+        plan_batch([whole, without], out=tmp_path / "runs", files={"--gcp": "points.txt"})
+
+
 def test_datasets_of_one_name_keep_their_runs_in_whichever_order_they_are_given_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
