@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from adapters.sources.files.coordinate_systems import (
     is_wgs84,
+    may_be_coordinate_system,
     names_coordinate_system,
     to_wgs84,
 )
@@ -34,7 +35,6 @@ _LONGITUDES = ("longitude", "lon", "lng", "long", "longitudedeg", "gpslongitude"
 _ALTITUDES = ("altitude", "alt", "elevation", "ele", "height", "altitudem", "gpsaltitude", "z")
 _ACCURACIES = ("accuracy", "accuracym", "horizontalaccuracy", "hacc", "sigmaxy", "xyaccuracy")
 _VERTICAL = ("verticalaccuracy", "vacc", "verticalaccuracym", "sigmaz", "zaccuracy")
-_DEGREES = re.compile(r"\+proj=(?:longlat|latlong)(?:\s+\+no_defs)?", re.IGNORECASE)  # of WGS84
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{1,4}")  # of an image, in lower case
 # Of ODM; angles between. Columns named x and y elsewhere may be metres of any kind.
 _GEO_COLUMNS = ("name", "longitude", "latitude", "altitude", "", "", "", "hacc", "vacc")
@@ -194,14 +194,15 @@ def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | str]]:
             " geo.txt; a finished run of a video is laid onto a track by livesfm georeference RUN"
             " --positions"
         )
-    lines = [line for line in text_of_file(data).splitlines() if line]
+    lines = [line for line in text_of_file(data).splitlines() if line.strip()]
     if not lines:
         return
     if names_coordinate_system(header := lines[0].strip()):
-        rows = [line.split() for line in lines[1:]]
-        if not (is_wgs84(header) or _DEGREES.fullmatch(header)):
-            rows = _rows_on_wgs84(path, header, rows)
-        yield from _fixes(_GEO_COLUMNS, rows)
+        rows = [_cells_of(line) for line in lines[1:] if not line.lstrip().startswith("#")]
+        if is_wgs84(header):
+            yield from _fixes(_GEO_COLUMNS, rows)
+        else:
+            yield from _fixes_in_system(path, header, rows)
         return
     delimiter = max(";\t,", key=lines[0].count)
     reader = csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter, strict=True)
@@ -210,6 +211,11 @@ def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | str]]:
     except csv.Error as error:
         raise ConfigError(f"{path}: is no CSV: line {reader.line_num}: {error}") from error
     columns = [re.sub(r"[^a-z]", "", cell.lower().split("(")[0].split("[")[0]) for cell in table[0]]
+    if delimiter not in lines[0] and may_be_coordinate_system(header):
+        raise ConfigError(
+            f"{path}: its first line is no coordinate system that is read: EPSG:n, WGS84 UTM zN or"
+            f" +proj=..., not {header[:60]!r}"
+        )
     missing = [
         names[0] for names in (_NAMES, _LATITUDES, _LONGITUDES) if not set(names) & set(columns)
     ]
@@ -221,25 +227,44 @@ def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | str]]:
     yield from _fixes(columns, table[1:])
 
 
-def _rows_on_wgs84(path: Path, header: str, rows: Sequence[list[str]]) -> list[list[str]]:
-    """Rows of a geo.txt in a coordinate system, with longitude, latitude and height in metres.
+def _cells_of(line: str) -> list[str]:
+    """The cells of a row of a geo.txt; names may have spaces where tabs part them."""
+    cells = line.split("\t") if "\t" in line else line.split()
+    return [cell.strip().strip('"') for cell in cells]
 
-    Rows without a place stay as they are.
+
+def _fixes_in_system(
+    path: Path, header: str, rows: Sequence[list[str]]
+) -> Iterator[tuple[str, GpsFix | str]]:
+    """As `_fixes`, of the rows of a geo.txt in a coordinate system that is not WGS84.
 
     Raises:
         AdapterUnavailableError: pyproj is missing.
-        ConfigError: the line names no coordinate system, or none with east and north.
+        ConfigError: see `to_wgs84`.
     """
-    places: dict[int, tuple[float, float, float]] = {}
-    for number, row in enumerate(rows):
+    placed: list[list[str]] = []
+    places: list[tuple[float, float, float]] = []
+    for row in rows:
         x, y, z = ([_number(cell) for cell in row[1:4]] + [None] * 3)[:3]
-        if x is not None and y is not None and (x, y) != (0.0, 0.0):
-            places[number] = x, y, math.nan if z is None else z
-    on_wgs84 = to_wgs84(path, header, list(places.values()))
-    moved = [list(row) for row in rows]
-    for number, place in zip(places, on_wgs84, strict=True):
-        moved[number][1:4] = ["" if math.isnan(value) else repr(value) for value in place]
-    return moved
+        if x is None or y is None:
+            yield _name_in(row[0]), "its x or y is no number, or missing"
+        elif x == y == 0.0:
+            yield _name_in(row[0]), "its x and y are 0"
+        else:
+            placed.append(row)
+            places.append((x, y, math.nan if z is None else z))
+    on_wgs84 = to_wgs84(path, header, places)
+    for row, (longitude_deg, latitude_deg, height_m) in zip(placed, on_wgs84, strict=True):
+        if math.isinf(longitude_deg) or math.isinf(latitude_deg):
+            yield _name_in(row[0]), f"{row[1]} {row[2]} is no place in {header[:40]}"
+            continue
+        altitude = "" if math.isnan(height_m) else repr(height_m)
+        cells = [row[0], repr(longitude_deg), repr(latitude_deg), altitude, *row[4:]]
+        yield from _fixes(_GEO_COLUMNS, [cells])
+
+
+def _name_in(cell: str) -> str:
+    return str(PurePosixPath(cell.replace("\\", "/").lower()))
 
 
 def _fixes(
@@ -262,8 +287,7 @@ def _fixes(
             for key, place in wanted.items()
         }
         if cells["name"]:
-            name = str(PurePosixPath(cells["name"].replace("\\", "/").lower()))
-            yield name, _fix_of(cells)
+            yield _name_in(cells["name"]), _fix_of(cells)
 
 
 def _fix_of(cells: Mapping[str, str]) -> GpsFix | str:

@@ -175,8 +175,12 @@ def test_a_name_with_another_ending_fits_where_nothing_else_does(tmp_path: Path)
         ("EPSG:999999\na.jpg 512345.0 5412345.0 400\n", "EPSG:999999 is no coordinate system"),
         ("EPSG:5703\na.jpg 512345.0 5412345.0 400\n", "a projected system, with east and north"),
         ("WGS84 UTM 61N\na.jpg 512345.0 5412345.0 400\n", "UTM has zones 1 to 60"),
-        ("EPSG:32632\na.jpg 0 0 0\n", "latitude and longitude are 0"),
-        ("EPSG:32632\na.jpg 1e12 5412345.0 400\n", "its latitude is no number"),
+        ("EPSG:32632\na.jpg 0 0 0\n", "a.jpg: its x and y are 0"),
+        ("EPSG:32632\na.jpg,512345.0,5412345.0,400\n", "its x or y is no number, or missing"),
+        ("EPSG:32632\na.jpg 1e12 5412345.0 400\n", "1e12 5412345.0 is no place in EPSG:32632"),
+        ("EPSG:32632\na.jpg 8.25 47.5 400\n", "its places are degrees, it seems, and not east"),
+        ("UTM 32N\na.jpg 512345.0 5412345.0 400\n", "no coordinate system that is read: .* 'UTM"),
+        ("EPSG 32632\na.jpg 512345.0 5412345.0 400\n", "no coordinate system that is read"),
     ],
 )
 def test_a_file_without_positions_is_refused_with_what_is_read(
@@ -194,3 +198,29 @@ def test_a_track_is_refused_with_what_photos_take(tmp_path: Path) -> None:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_position_files([str(tmp_path / "none.csv")])
+
+
+def test_what_differs_from_wgs84_in_a_string_of_proj_is_heeded(tmp_path: Path) -> None:
+    pytest.importorskip("pyproj")
+    shifted = "+proj=longlat +ellps=bessel +towgs84=598.1,73.7,418.2,0.202,0.045,-2.455,6.7"
+    found = [
+        read(tmp_path / "geo.txt", f"{header}\na.jpg 13.4 52.5 30\n")
+        for header in (f"{shifted} +no_defs", "+proj=longlat +datum=WGS84 +vunits=us-ft")
+    ]
+    assert found[0] is not None and found[1] is not None
+    assert found[0].latitude_deg == pytest.approx(52.498595, abs=2e-5)
+    assert found[0].longitude_deg == pytest.approx(13.398258, abs=2e-5)
+    assert found[1].altitude_m == pytest.approx(30.0 * 1200.0 / 3937.0)
+
+
+def test_names_with_spaces_comments_and_quotes_are_read_from_a_geo_txt(tmp_path: Path) -> None:
+    text = 'EPSG:4326\n# surveyed\nmy a.jpg\t-8.25\t47.5\t430\n"b.jpg" -8.25 47.5 430\n'
+    assert read_all(tmp_path / "geo.txt", text, "my a.jpg", "b.jpg") == [PLACE, PLACE]
+
+
+def test_places_outside_of_where_a_system_is_for_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("pyproj")
+    assert read(tmp_path / "geo.txt", "EPSG:32615\na.jpg 5001000.0 4400000.0 1\n") is not None
+    assert "1 of 1 places lie outside of where EPSG:32615 is for" in caplog.text
