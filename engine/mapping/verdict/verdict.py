@@ -66,12 +66,15 @@ _WANTED_RATIO = 0.04  # and from which it matters
 _REJECTED_RATIO = 0.3  # of the positions
 _SKYWARD_RATIO = 0.8  # of the cameras
 _FEW_KEYPOINTS = 150  # median of keyframes that show little to match
+_LITTLE_LEFT = 0.05  # of an image, by its mask
 _LEAST_GAP_S = 1.0  # of a video without a pose; shorter ones go unnoticed
 _GAPS_NAMED = 3  # times of a video without a pose
 _ALL_SENTENCES = 12
 
 _IMPOSSIBLE = ("flaw",)  # kinds of doubt about a camera: what no lens can have
 _ZOOM = "zoom"  # that pairs show, and no map confirms
+
+_CHECK_MASKS = "check them, black in a mask is left out"
 
 Reasons = Iterator[VerdictReason]
 
@@ -145,7 +148,9 @@ def _without_map(evidence: MapEvidence) -> Reasons:
         return
     is_photos = _are_photos((), evidence)
     num_keypoints = float(np.median([len(one.features) for one in evidence.keyframes]))
-    if num_keypoints < _FEW_KEYPOINTS:
+    if num_keypoints < _FEW_KEYPOINTS and _are_masked(evidence.keyframes):
+        cause = f"the masks leave next to nothing of the images: {_CHECK_MASKS}"
+    elif num_keypoints < _FEW_KEYPOINTS:
         cause = (
             f"the images show little that can be matched, {num_keypoints:.0f} keypoints in the"
             f" middle one: {'take photos' if is_photos else 'film'} with more light and less blur,"
@@ -169,6 +174,16 @@ def _without_map(evidence: MapEvidence) -> Reasons:
             " instead of turning or zooming"
         )
     yield VerdictReason(kind="no_map", level=VerdictLevel.WRONG, sentence=f"no map: {cause}")
+
+
+def _are_masked(keyframes: Sequence[Keyframe]) -> bool:
+    """Whether masks leave little of most of some images."""
+    masked = [
+        one
+        for one in keyframes
+        if one.mask is not None and one.mask.num_usable() < _LITTLE_LEFT * one.width * one.height
+    ]
+    return 2 * len(masked) > len(keyframes)
 
 
 def _pairs_match(evidence: MapEvidence) -> str:
@@ -552,7 +567,9 @@ def _missing(evidence: MapEvidence) -> Reasons:
     turning = {i for stretch in evidence.turning for i in stretch.frame_ids}
     lost = _time_lost(evidence, longest) if is_long else ""
     is_photos = _are_photos(ids, evidence)
-    if len(blank) > len(missing) / 2:
+    if len(blank) > len(missing) / 2 and _are_masked(blank):
+        help_words = f"masks leave next to nothing of the images there: {_CHECK_MASKS}"
+    elif len(blank) > len(missing) / 2:
         help_words = (
             "the images there are black, blurred or of one colour;"
             f" {_advice(_PART_AGAIN, ids, evidence)}"

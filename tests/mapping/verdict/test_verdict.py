@@ -25,6 +25,7 @@ from engine.types import (
     ImagePair,
     IntrinsicsPrior,
     Keyframe,
+    PackedMask,
     PoseGap,
     TurningStretch,
     VerdictLevel,
@@ -741,6 +742,27 @@ def test_no_map_of_a_camera_that_turns_is_said_to_turn() -> None:
     frames = tuple(keyframe(number) for number in range(1, 3))
     reason = only_reason(MapEvidence(keyframes=frames, places=(), turning=(turn,)))
     assert (reason.kind, reason.level) == ("turning", WRONG)
+
+
+@pytest.mark.parametrize(("left", "is_blamed"), [(0, True), (19, True), (40, False)])
+def test_masks_that_leave_next_to_nothing_are_named_and_not_the_light(
+    left: int, is_blamed: bool
+) -> None:
+    area = np.zeros((480, 640), np.bool_)
+    area[:, :left] = True
+    mask = PackedMask.of(area)
+    frames = tuple(keyframe(number, num_keypoints=0, mask=mask) for number in range(1, 9))
+    reason = only_reason(MapEvidence(keyframes=frames, places=()))
+    assert ("the masks leave next to nothing of the images" in reason.sentence) == is_blamed
+    assert ("more light" in reason.sentence) != is_blamed
+    some = evidence(num=NUM)
+    hidden = tuple(
+        replace(one, mask=mask, features=frames[0].features) if one.frame_id <= 8 else one
+        for one in some.keyframes
+    )
+    whole = replace(some, keyframes=hidden, places=some.places[8:])
+    (missing,) = (one for one in judge(whole).reasons if one.kind == "missing_keyframes")
+    assert ("masks leave next to nothing" in missing.sentence) == is_blamed
 
 
 def test_a_run_to_which_nothing_came_has_no_map() -> None:
