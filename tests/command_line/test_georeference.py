@@ -419,10 +419,10 @@ def test_a_run_that_goes_on_says_how_its_map_is_laid_again(
         asyncio.run(engine.run())
         summary = json.loads((run / "summary.json").read_text())
         assert not summary["georeferenced"]
-        assert summary["not_georeferenced"].endswith(f"again: {command}")
+        assert summary["not_georeferenced"].endswith(f"lays the map onto it: {command}")
         last = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
         warned = [one["message"] for one in last if "message" in one]
-        assert any(message.endswith(f"again: {command}") for message in warned)
+        assert any(message.endswith(f"lays the map onto it: {command}") for message in warned)
 
 
 def test_what_is_no_finished_run_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
