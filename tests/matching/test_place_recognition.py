@@ -60,9 +60,13 @@ class World:
 
 
 def recognizer_after(
-    views: list[Uint8Array], *, config: RetrievalConfig = CONFIG, seed: int = 0
+    views: list[Uint8Array],
+    *,
+    config: RetrievalConfig = CONFIG,
+    seed: int = 0,
+    thread: Executor | None = None,
 ) -> PlaceRecognizer:
-    recognizer = PlaceRecognizer(config, seed=seed)
+    recognizer = PlaceRecognizer(config, seed=seed, thread=thread)
     for frame_id, descriptors in enumerate(views, start=1):
         recognizer.add(make_features(frame_id, descriptors))
     return recognizer
@@ -322,12 +326,11 @@ def test_keyframes_added_at_once_after_learning_began_get_the_words_of_their_dou
     world = World(seed=4, num_places=15, noise=10.0)
     views = [world.view(idx % 15) for idx in range(45)]
     thread = LateThread()
-    beside = PlaceRecognizer(CONFIG, seed=0, thread=thread)
-    for frame_id, descriptors in enumerate(views, start=1):
+    beside = recognizer_after(views[:8], thread=thread)
+    assert query(beside, 8) == []
+    assert len(thread.waiting) == 1  # words that nobody will ask for
+    for frame_id, descriptors in enumerate(views[8:], start=9):
         beside.add(make_features(frame_id, descriptors))
-        if frame_id == 8:
-            assert query(beside, 8) == []
-            assert len(thread.waiting) == 1  # words that nobody will ask for
     assert query(beside, 45, limit=30) == query(recognizer_after(views), 45, limit=30)
     thread.run_all()  # the call was cancelled
     assert query(beside, 45, limit=30) == query(recognizer_after(views), 45, limit=30)
@@ -337,9 +340,7 @@ def test_words_are_learned_by_the_first_query_where_none_came_before() -> None:
     world = World(seed=4, num_places=15, noise=10.0)
     views = [world.view(idx % 15) for idx in range(31)]
     thread = LateThread()
-    late = PlaceRecognizer(CONFIG, seed=0, thread=thread)
-    for frame_id, descriptors in enumerate(views, start=1):
-        late.add(make_features(frame_id, descriptors))
+    late = recognizer_after(views, thread=thread)
     assert thread.waiting == []
     assert query(late, 31)[0][0] in (1, 16)
 

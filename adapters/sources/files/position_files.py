@@ -198,7 +198,8 @@ def _rows_of(path: Path) -> Iterator[tuple[str, GpsFix | str]]:
     if not lines:
         return
     if names_coordinate_system(header := lines[0].strip()):
-        rows = [_cells_of(line) for line in lines[1:] if not line.lstrip().startswith("#")]
+        cells = (_cells_of(line) for line in lines[1:] if not line.lstrip().startswith("#"))
+        rows = [row for row in cells if row[0]]
         if is_wgs84(header):
             yield from _fixes(_GEO_COLUMNS, rows)
         else:
@@ -254,13 +255,14 @@ def _fixes_in_system(
             placed.append(row)
             places.append((x, y, math.nan if z is None else z))
     on_wgs84 = to_wgs84(path, header, places)
+    found: list[list[str]] = []
     for row, (longitude_deg, latitude_deg, height_m) in zip(placed, on_wgs84, strict=True):
         if math.isinf(longitude_deg) or math.isinf(latitude_deg):
             yield _name_in(row[0]), f"{row[1]} {row[2]} is no place in {header[:40]}"
-            continue
-        altitude = "" if math.isnan(height_m) else repr(height_m)
-        cells = [row[0], repr(longitude_deg), repr(latitude_deg), altitude, *row[4:]]
-        yield from _fixes(_GEO_COLUMNS, [cells])
+        else:
+            altitude = "" if math.isnan(height_m) else repr(height_m)
+            found.append([row[0], repr(longitude_deg), repr(latitude_deg), altitude, *row[4:]])
+    yield from _fixes(_GEO_COLUMNS, found)
 
 
 def _name_in(cell: str) -> str:

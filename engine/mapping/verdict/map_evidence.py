@@ -83,9 +83,7 @@ class PlaceEvidence:
     num_points: int  # of the map that it observes
     num_pairs: int  # examined
     num_confirming: float  # of them that do not contradict the map, and are proven where asked
-    disputed_ratio: (
-        float  # of their weight, that contradicts the map: of each as much as it is clear
-    )
+    disputed_ratio: float  # of their weight, against the place; of each as much as it is clear
     proven_disputed_ratio: float  # likewise, of those alone that a third view confirms
     parallax_px: float  # what turning alone leaves of the motion in most of its pairs
 

@@ -214,7 +214,9 @@ def test_what_differs_from_wgs84_in_a_string_of_proj_is_heeded(tmp_path: Path) -
 
 
 def test_names_with_spaces_comments_and_quotes_are_read_from_a_geo_txt(tmp_path: Path) -> None:
-    text = 'EPSG:4326\n# surveyed\nmy a.jpg\t-8.25\t47.5\t430\n"b.jpg" -8.25 47.5 430\n'
+    text = (
+        'EPSG:4326\n# surveyed\n\t-8\t47\t1\nmy a.jpg\t-8.25\t47.5\t430\n"b.jpg" -8.25 47.5 430\n'
+    )
     assert read_all(tmp_path / "geo.txt", text, "my a.jpg", "b.jpg") == [PLACE, PLACE]
 
 
